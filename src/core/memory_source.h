@@ -1,0 +1,58 @@
+// A MemorySource obtains ranges of addresses and the memory behind them.
+//
+// Two kinds: one that has virtual memory (Reserve takes addresses only, Map and
+// Unmap put memory behind granularity-sized pieces of them), and one that has
+// not (Reserve obtains addresses and memory together, a region is one step, and
+// Map and Unmap are never called).
+//
+// Every range is aligned to granularity() at least and to kRegionAlignment
+// where the source can. Not thread-safe: an Arena calls it under its caller's
+// lock. A refusal is an answer, never an exception.
+#ifndef JAX_BFC_CORE_MEMORY_SOURCE_H_
+#define JAX_BFC_CORE_MEMORY_SOURCE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+
+namespace jax_bfc {
+
+// The base of a region, so that every alignment up to 2 MiB can be met.
+inline constexpr size_t kRegionAlignment = size_t{2} << 20;
+
+class MemorySource {
+ public:
+  virtual ~MemorySource() = default;
+
+  // "host", "cuda_vmm", "cuda", "fake": what users configure and see.
+  virtual const char* name() const = 0;
+
+  // Steps are multiples of this. A power of two, at least 256.
+  virtual size_t granularity() const = 0;
+
+  // Whether Reserve takes addresses only.
+  virtual bool has_virtual_memory() const = 0;
+
+  // The base of a new range of `bytes`, or 0 when refused.
+  // REQUIRES: `bytes` is a positive multiple of granularity().
+  virtual uintptr_t Reserve(size_t bytes) = 0;
+
+  // Gives back a whole range that Reserve gave.
+  // REQUIRES: nothing in it is mapped, if the source has virtual memory.
+  virtual void Release(uintptr_t base, size_t bytes) = 0;
+
+  // Puts memory behind a part of a reserved range; false when refused.
+  virtual bool Map(uintptr_t address, size_t bytes) = 0;
+
+  // Takes it away again, exactly as it was mapped; false leaves it mapped.
+  virtual bool Unmap(uintptr_t address, size_t bytes) = 0;
+
+  // How many bytes the source would still map at best.
+  virtual size_t AvailableBytes() const {
+    return std::numeric_limits<size_t>::max();
+  }
+};
+
+}  // namespace jax_bfc
+
+#endif  // JAX_BFC_CORE_MEMORY_SOURCE_H_
