@@ -31,6 +31,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "core/address_map.h"
 #include "core/bins.h"

@@ -39,13 +39,12 @@ class BinSet {
   ChunkId Largest(const ChunkTable& chunks) const;
 
   ChunkId root(int bin) const { return roots_[bin]; }
+  // The first bin from `bin` on that is not empty, or kNumBins.
+  int NextBin(int bin) const;
 
  private:
   static constexpr int kWords = (kNumBins + 63) / 64;
   static_assert(kWords <= 64);
-
-  // The first bin from `bin` on that is not empty, or kNumBins.
-  int NextBin(int bin) const;
 
   std::array<ChunkId, kNumBins> roots_;
   std::array<uint64_t, kWords> bins_{};  // bit: the bin is not empty

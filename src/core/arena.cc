@@ -1,0 +1,395 @@
+#include "core/arena.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+namespace jax_bfc {
+
+Arena::Arena(MemorySource* source, size_t limit_bytes, GrowthPolicy growth)
+    : source_(source), limit_bytes_(limit_bytes), growth_(growth) {}
+
+Arena::~Arena() {
+  if (source_->has_virtual_memory()) {
+    for (const auto& [address, bytes] : steps_) source_->Unmap(address, bytes);
+  }
+  for (const auto& [base, first] : regions_) {
+    size_t bytes = 0;
+    for (ChunkId id = first; id != kNoChunk; id = chunks_[id].next) {
+      bytes += chunks_[id].bytes;
+    }
+    source_->Release(base, bytes);
+  }
+}
+
+// ---------------------------------------------------------------------------
+// Allocate and free.
+
+ChunkId Arena::Allocate(size_t bytes, size_t alignment) {
+  ChunkId id = TryAllocate(bytes, alignment);
+  if (id == kNoChunk && Grow(bytes, alignment)) {
+    id = TryAllocate(bytes, alignment);
+  }
+  return id;
+}
+
+ChunkId Arena::TryAllocate(size_t bytes, size_t alignment) {
+  const size_t rounded = RoundedBytes(bytes);
+  const Place place = FindPlace(rounded, alignment);
+  if (place.chunk == kNoChunk) return kNoChunk;
+  return Take(place, rounded, bytes);
+}
+
+Arena::Place Arena::FindPlace(size_t bytes, size_t alignment) const {
+  ChunkId id = bins_.BestFit(chunks_, bytes);
+  if (id == kNoChunk) return {kNoChunk, 0};
+  if (alignment <= kQuantum) return {id, chunks_[id].address};
+
+  const auto fits = [&](ChunkId candidate, Place* place) {
+    const Chunk& c = chunks_[candidate];
+    *place = {candidate, RoundUp(c.address, alignment)};
+    return place->address + bytes <= c.end();
+  };
+  Place place;
+  constexpr int kCandidates = 32;
+  for (int i = 0; i < kCandidates; ++i) {
+    if (fits(id, &place)) return place;
+    id = bins_.Next(chunks_, id);
+    if (id == kNoChunk) return {kNoChunk, 0};
+  }
+  // Large enough wherever it starts.
+  const ChunkId sure =
+      bins_.BestFit(chunks_, bytes + alignment - kQuantum);
+  if (sure != kNoChunk) {
+    fits(sure, &place);
+    return place;
+  }
+  // The last resort before growing, which costs more than a walk.
+  for (; id != kNoChunk; id = bins_.Next(chunks_, id)) {
+    if (fits(id, &place)) return place;
+  }
+  return {kNoChunk, 0};
+}
+
+ChunkId Arena::Take(Place place, size_t bytes, size_t requested_bytes) {
+  ChunkId id = place.chunk;
+  Remove(id);
+  if (place.address != chunks_[id].address) {
+    const ChunkId aligned = Split(id, place.address);
+    Insert(id);
+    id = aligned;
+  }
+  if (chunks_[id].bytes != bytes) Insert(Split(id, place.address + bytes));
+  Chunk& c = chunks_[id];
+  c.state = ChunkState::kInUse;
+  c.requested_bytes = requested_bytes;
+  stats_.requested_bytes += requested_bytes;
+  ++stats_.chunks_in_use;
+  stats_.bytes_in_use += bytes;
+  stats_.peak_bytes_in_use =
+      std::max(stats_.peak_bytes_in_use, stats_.bytes_in_use);
+  return id;
+}
+
+void Arena::Free(ChunkId id) {
+  Chunk& c = chunks_[id];
+  stats_.requested_bytes -= c.requested_bytes;
+  stats_.bytes_in_use -= c.bytes;
+  --stats_.chunks_in_use;
+  c.state = ChunkState::kFree;
+  Insert(Coalesce(id));
+}
+
+// ---------------------------------------------------------------------------
+// Chunks.
+
+ChunkId Arena::Split(ChunkId id, uintptr_t address) {
+  const ChunkId upper = chunks_.Take();
+  Chunk& c = chunks_[id];
+  Chunk& u = chunks_[upper];
+  u.address = address;
+  u.bytes = c.end() - address;
+  u.state = c.state;
+  u.previous = id;
+  u.next = c.next;
+  if (c.next != kNoChunk) chunks_[c.next].previous = upper;
+  c.next = upper;
+  c.bytes -= u.bytes;
+  map_.Insert(chunks_, upper);
+  return upper;
+}
+
+ChunkId Arena::Coalesce(ChunkId id) {
+  const ChunkState state = chunks_[id].state;
+  const auto leave = [&](ChunkId neighbour) {
+    if (state == ChunkState::kFree) {
+      Remove(neighbour);
+    } else {
+      unmapped_.erase(chunks_[neighbour].address);
+    }
+  };
+  const ChunkId next = chunks_[id].next;
+  if (next != kNoChunk && chunks_[next].state == state) {
+    leave(next);
+    JoinNext(id);
+  }
+  const ChunkId previous = chunks_[id].previous;
+  if (previous != kNoChunk && chunks_[previous].state == state) {
+    leave(previous);
+    JoinNext(previous);
+    return previous;
+  }
+  return id;
+}
+
+void Arena::JoinNext(ChunkId lower) {
+  Chunk& c = chunks_[lower];
+  const ChunkId upper = c.next;
+  map_.Erase(chunks_, upper);
+  c.bytes += chunks_[upper].bytes;
+  c.next = chunks_[upper].next;
+  if (c.next != kNoChunk) chunks_[c.next].previous = lower;
+  chunks_.GiveBack(upper);
+}
+
+void Arena::Insert(ChunkId id) {
+  bins_.Insert(chunks_, id);
+  ++stats_.free_chunks;
+  stats_.free_bytes += chunks_[id].bytes;
+}
+
+void Arena::Remove(ChunkId id) {
+  bins_.Erase(chunks_, id);
+  --stats_.free_chunks;
+  stats_.free_bytes -= chunks_[id].bytes;
+}
+
+// ---------------------------------------------------------------------------
+// Growth.
+
+size_t Arena::RoomBytes() const {
+  const size_t left = limit_bytes_ - std::min(limit_bytes_, stats_.mapped_bytes);
+  return std::min(left, source_->AvailableBytes());
+}
+
+bool Arena::Grow(size_t bytes, size_t alignment) {
+  const size_t rounded = RoundedBytes(bytes);
+  if (rounded > limit_bytes_) return false;
+  if (!source_->has_virtual_memory()) {
+    return GrowByRegion(alignment <= kRegionAlignment
+                            ? rounded
+                            : rounded + alignment - kQuantum);
+  }
+  // The lowest place where the request fits once memory is behind it, what is
+  // free on either side counted.
+  const auto grow_where_it_fits = [&] {
+    for (const auto& [address, id] : unmapped_) {
+      const Chunk& c = chunks_[id];
+      const auto free_bytes = [&](ChunkId neighbour) -> size_t {
+        if (neighbour == kNoChunk) return 0;
+        const Chunk& n = chunks_[neighbour];
+        return n.state == ChunkState::kFree ? n.bytes : 0;
+      };
+      const uintptr_t start =
+          RoundUp(c.address - free_bytes(c.previous), alignment);
+      const uintptr_t end = start + rounded;
+      if (end > c.end() + free_bytes(c.next)) continue;
+      const uintptr_t needed_end = std::min(end, c.end());
+      // Where the request would fit without, no growth was needed.
+      const size_t needed =
+          needed_end > c.address
+              ? RoundUp(needed_end - c.address, source_->granularity())
+              : source_->granularity();
+      if (GrowInto(id, needed)) return true;
+    }
+    return false;
+  };
+  if (grow_where_it_fits()) return true;
+  // Address space for the whole limit at once, and more only if that has no
+  // hole of the size. Half as much is tried while the source refuses.
+  const size_t needed = RoundUp(rounded, source_->granularity());
+  if (needed > RoomBytes()) return false;
+  size_t reserve = std::max(
+      needed, RoundUp(limit_bytes_, source_->granularity()));
+  for (;;) {
+    if (const uintptr_t base = source_->Reserve(reserve); base != 0) {
+      const ChunkId id = AddRegion(base, reserve, ChunkState::kUnmapped);
+      unmapped_.emplace(base, id);
+      return grow_where_it_fits();
+    }
+    const std::optional<size_t> next =
+        NextAttempt(needed, reserve, source_->granularity());
+    if (!next) return false;
+    reserve = *next;
+  }
+}
+
+bool Arena::GrowInto(ChunkId unmapped, size_t needed_bytes) {
+  const size_t granularity = source_->granularity();
+  const size_t room = RoundDown(RoomBytes(), granularity);
+  if (needed_bytes > room) return false;
+  const uintptr_t address = chunks_[unmapped].address;
+  const size_t policy_step = NextStep(growth_, last_step_bytes_);
+  size_t step = std::max(needed_bytes, RoundUp(policy_step, granularity));
+  step = std::min({step, chunks_[unmapped].bytes, room});
+  while (!source_->Map(address, step)) {
+    const std::optional<size_t> next =
+        NextAttempt(needed_bytes, step, granularity);
+    if (!next) return false;
+    step = *next;
+  }
+  last_step_bytes_ = policy_step;
+  unmapped_.erase(address);
+  if (step < chunks_[unmapped].bytes) {
+    const ChunkId rest = Split(unmapped, address + step);
+    unmapped_.emplace(address + step, rest);
+  }
+  CountMapped(unmapped, step);
+  return true;
+}
+
+bool Arena::GrowByRegion(size_t bytes) {
+  const size_t granularity = source_->granularity();
+  const size_t needed = RoundUp(bytes, granularity);
+  const size_t room = RoundDown(RoomBytes(), granularity);
+  if (needed > room) return false;
+  const size_t policy_step = NextStep(growth_, last_step_bytes_);
+  size_t step =
+      std::min(std::max(needed, RoundUp(policy_step, granularity)), room);
+  for (;;) {
+    if (const uintptr_t base = source_->Reserve(step); base != 0) {
+      last_step_bytes_ = policy_step;
+      CountMapped(AddRegion(base, step, ChunkState::kFree), step);
+      return true;
+    }
+    const std::optional<size_t> next = NextAttempt(needed, step, granularity);
+    if (!next) return false;
+    step = *next;
+  }
+}
+
+ChunkId Arena::AddRegion(uintptr_t base, size_t bytes, ChunkState state) {
+  const ChunkId id = chunks_.Take();
+  Chunk& c = chunks_[id];
+  c.address = base;
+  c.bytes = bytes;
+  c.state = state;
+  c.previous = c.next = kNoChunk;
+  map_.Insert(chunks_, id);
+  regions_.emplace(base, id);
+  ++stats_.regions;
+  stats_.reserved_bytes += bytes;
+  return id;
+}
+
+void Arena::CountMapped(ChunkId id, size_t bytes) {
+  steps_.emplace(chunks_[id].address, bytes);
+  ++stats_.steps;
+  ++stats_.growths;
+  stats_.mapped_bytes += bytes;
+  stats_.peak_mapped_bytes =
+      std::max(stats_.peak_mapped_bytes, stats_.mapped_bytes);
+  chunks_[id].state = ChunkState::kFree;
+  Insert(Coalesce(id));
+}
+
+// ---------------------------------------------------------------------------
+// Trim.
+
+std::pair<Arena::Steps::const_iterator, Arena::Steps::const_iterator>
+Arena::StepsIn(const Chunk& chunk) const {
+  const auto first = steps_.lower_bound(chunk.address);
+  auto last = first;
+  while (last != steps_.end() && last->first + last->second <= chunk.end()) {
+    ++last;
+  }
+  return {first, last};
+}
+
+size_t Arena::TrimmableBytes() const {
+  size_t total = 0;
+  for (ChunkId id = bins_.BestFit(chunks_, source_->granularity());
+       id != kNoChunk; id = bins_.Next(chunks_, id)) {
+    const auto [first, last] = StepsIn(chunks_[id]);
+    for (auto step = first; step != last; ++step) total += step->second;
+  }
+  return total;
+}
+
+size_t Arena::Trim() {
+  std::vector<ChunkId> candidates;
+  for (ChunkId id = bins_.BestFit(chunks_, source_->granularity());
+       id != kNoChunk; id = bins_.Next(chunks_, id)) {
+    candidates.push_back(id);
+  }
+  size_t total = 0;
+  for (const ChunkId candidate : candidates) {
+    const auto [first, last] = StepsIn(chunks_[candidate]);
+    // The steps of one free chunk follow one another, so those that the source
+    // takes back are one range; it ends where the source refuses.
+    std::vector<std::pair<uintptr_t, size_t>> given_back;
+    for (auto step = first; step != last; ++step) {
+      if (source_->has_virtual_memory() &&
+          !source_->Unmap(step->first, step->second)) {
+        break;
+      }
+      given_back.emplace_back(*step);
+    }
+    if (given_back.empty()) continue;
+    const uintptr_t begin = given_back.front().first;
+    const uintptr_t end = given_back.back().first + given_back.back().second;
+    for (const auto& [address, bytes] : given_back) steps_.erase(address);
+    stats_.steps -= given_back.size();
+    stats_.trims += given_back.size();
+    stats_.mapped_bytes -= end - begin;
+    total += end - begin;
+
+    ChunkId id = candidate;
+    Remove(id);
+    if (!source_->has_virtual_memory()) {  // the chunk is the whole region
+      map_.Erase(chunks_, id);
+      regions_.erase(begin);
+      --stats_.regions;
+      stats_.reserved_bytes -= end - begin;
+      chunks_.GiveBack(id);
+      source_->Release(begin, end - begin);
+      continue;
+    }
+    if (begin != chunks_[id].address) {
+      const ChunkId upper = Split(id, begin);
+      Insert(id);
+      id = upper;
+    }
+    if (end != chunks_[id].end()) Insert(Split(id, end));
+    chunks_[id].state = ChunkState::kUnmapped;
+    id = Coalesce(id);
+    unmapped_.emplace(chunks_[id].address, id);
+  }
+  return total;
+}
+
+// ---------------------------------------------------------------------------
+// Statistics.
+
+ArenaStats Arena::stats() const {
+  ArenaStats stats = stats_;
+  const ChunkId largest = bins_.Largest(chunks_);
+  stats.largest_free_bytes = largest == kNoChunk ? 0 : chunks_[largest].bytes;
+  return stats;
+}
+
+void Arena::ResetPeaks() {
+  stats_.peak_bytes_in_use = stats_.bytes_in_use;
+  stats_.peak_mapped_bytes = stats_.mapped_bytes;
+}
+
+void Arena::ForEachChunk(
+    const std::function<void(const Chunk&)>& visit) const {
+  for (const auto& [base, first] : regions_) {
+    for (ChunkId id = first; id != kNoChunk; id = chunks_[id].next) {
+      visit(chunks_[id]);
+    }
+  }
+}
+
+}  // namespace jax_bfc
