@@ -1,0 +1,41 @@
+"""Scratch memory for custom JAX kernels, from one arena per device.
+
+Kernels written against XLA's FFI take ``jax_bfc::ScratchAllocator`` from the
+C++ header in :func:`include_dir`; this package configures and observes the
+arena behind it. Importing it starts no JAX backend.
+"""
+
+from jax_bfc._config import Config, configure, get_config
+from jax_bfc._errors import OutOfMemoryError
+from jax_bfc._ffi import cmake_dir, include_dir, register_ffi_target
+from jax_bfc._scratch import Scratch, scratch
+from jax_bfc._stats import (
+    KernelStats,
+    kernel_stats,
+    last_oom_report,
+    memory_stats,
+    reset,
+    reset_peak_memory_stats,
+    trim,
+)
+from jax_bfc._version import __version__
+
+__all__ = [
+    "Config",
+    "KernelStats",
+    "OutOfMemoryError",
+    "Scratch",
+    "__version__",
+    "cmake_dir",
+    "configure",
+    "get_config",
+    "include_dir",
+    "kernel_stats",
+    "last_oom_report",
+    "memory_stats",
+    "register_ffi_target",
+    "reset",
+    "reset_peak_memory_stats",
+    "scratch",
+    "trim",
+]

@@ -1,0 +1,285 @@
+"""Configuration: arguments beat the environment, the environment the default."""
+
+import dataclasses
+import math
+import numbers
+import os
+import re
+import threading
+from typing import Any
+
+from jax_bfc import _core
+from jax_bfc._devices import ordinal_or_all
+
+_SOURCES = ("auto", "host")
+_ALL_SOURCES = ("auto", "host", "cuda_vmm", "cuda")
+_UNITS = {"": 1, "B": 1}
+for _power, _letter in enumerate("KMGT", start=1):
+    _UNITS[f"{_letter}iB"] = 1024**_power
+    _UNITS[f"{_letter}B"] = 1000**_power
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """What is in force for a device. Sizes in bytes.
+
+    Attributes:
+        memory_fraction: of the device's total memory; None where ``limit_bytes``
+            was given outright.
+        limit_bytes: what the pool may map; None where it depends on a device
+            that is not known yet.
+        initial_bytes: the first step of growth.
+        growth_factor: from one step to the next.
+        max_growth_bytes: the largest step that the policy takes by itself; a
+            larger request still gets what it needs.
+        preallocate: map and touch the whole limit when the pool is made.
+        source: where memory comes from.
+        huge_pages: of the host source, for steps of 2 MiB and more.
+    """
+
+    memory_fraction: float | None = 0.8
+    limit_bytes: int | None = None
+    initial_bytes: int = 2 << 20
+    growth_factor: float = 2.0
+    max_growth_bytes: int = 1 << 30
+    preallocate: bool = False
+    source: str = "auto"
+    huge_pages: bool | str = "auto"
+
+
+def _bytes(name: str, value: Any) -> int:
+    """A size: an integer, or text such as "4GiB"."""
+    valid = 'valid: a positive int, or text such as "4GiB", "512MiB", "1.5GB"'
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*([KMGT]?i?B?)\s*", value)
+        if match is None or match[2] not in _UNITS:
+            raise ValueError(f"{name}={value!r}; {valid}")
+        value = int(float(match[1]) * _UNITS[match[2]])
+    elif isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; {valid}")
+    value = int(value)
+    if not 0 < value <= _core.MAX_REQUEST:
+        raise ValueError(f"{name}={value}; {valid}, at most {_core.MAX_REQUEST}")
+    return value
+
+
+def _real(name: str, value: Any, valid: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; valid: {valid}")
+    return float(value)
+
+
+def _fraction(name: str, value: Any) -> float:
+    valid = "a number in (0, 1]"
+    fraction = _real(name, value, valid)
+    if not 0 < fraction <= 1:  # NaN too
+        raise ValueError(f"{name}={value!r}; valid: {valid}")
+    return fraction
+
+
+def _factor(name: str, value: Any) -> float:
+    valid = "a finite number of at least 1"
+    factor = _real(name, value, valid)
+    if not (factor >= 1 and math.isfinite(factor)):
+        raise ValueError(f"{name}={value!r}; valid: {valid}")
+    return factor
+
+
+def _one_of(name: str, value: Any, valid: tuple[Any, ...]) -> Any:
+    for choice in valid:
+        if type(value) is type(choice) and value == choice:
+            return choice
+    raise ValueError(f"{name}={value!r}; valid: {', '.join(map(repr, valid))}")
+
+
+def _source(name: str, value: Any) -> str:
+    source: str = _one_of(name, value, _ALL_SOURCES)
+    if source not in _SOURCES:
+        raise ValueError(
+            f"{name}={value!r} is not there for CPU devices; valid: "
+            f"{', '.join(map(repr, _SOURCES))}"
+        )
+    return source
+
+
+def _huge_pages(name: str, value: Any) -> bool | str:
+    choice: bool | str = _one_of(name, value, ("auto", True, False))
+    if choice is True and not _core.huge_pages_allowed():
+        raise ValueError(
+            f"{name}=True, but this kernel gives no transparent huge pages "
+            "(/sys/kernel/mm/transparent_hugepage/enabled); valid here: 'auto', False"
+        )
+    return choice
+
+
+def _flag(name: str, value: Any) -> bool:
+    flag: bool = _one_of(name, value, (True, False))
+    return flag
+
+
+_CHECKS = {
+    "memory_fraction": _fraction,
+    "limit_bytes": _bytes,
+    "initial_bytes": _bytes,
+    "growth_factor": _factor,
+    "max_growth_bytes": _bytes,
+    "preallocate": _flag,
+    "source": _source,
+    "huge_pages": _huge_pages,
+}
+
+_lock = threading.Lock()
+_default = Config()
+_overrides: dict[int, Config] = {}
+
+
+def _replace(config: Config, changes: dict[str, Any]) -> Config:
+    """`config` with `changes`, checked; a fraction and a limit exclude another."""
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if "memory_fraction" in changes and "limit_bytes" in changes:
+        raise ValueError(
+            f"memory_fraction={changes['memory_fraction']!r} and limit_bytes="
+            f"{changes['limit_bytes']!r} exclude each other; valid: one of them"
+        )
+    changes = {name: _CHECKS[name](name, value) for name, value in changes.items()}
+    if "memory_fraction" in changes:
+        limit = int(_core.host_total_bytes() * changes["memory_fraction"])
+        changes["limit_bytes"] = max(limit, 1)
+    elif "limit_bytes" in changes:
+        changes["memory_fraction"] = None
+    return dataclasses.replace(config, **changes)
+
+
+def _apply(ordinal: int | None, config: Config) -> None:
+    assert config.limit_bytes is not None
+    refusal = _core.configure(
+        ordinal,
+        limit_bytes=config.limit_bytes,
+        initial_bytes=config.initial_bytes,
+        growth_factor=config.growth_factor,
+        max_growth_bytes=config.max_growth_bytes,
+        preallocate=config.preallocate,
+        huge_pages=None if config.huge_pages == "auto" else bool(config.huge_pages),
+    )
+    if refusal is not None:
+        raise ValueError(refusal)
+
+
+def configure(
+    *,
+    memory_fraction: float | None = None,
+    limit_bytes: int | str | None = None,
+    initial_bytes: int | str | None = None,
+    growth_factor: float | None = None,
+    max_growth_bytes: int | str | None = None,
+    preallocate: bool | None = None,
+    source: str | None = None,
+    huge_pages: bool | str | None = None,
+    device: Any = None,
+) -> None:
+    """Sets how much memory scratch may take, and how the pools grow.
+
+    May be called at any time. Before the first use it decides; later it changes
+    limits and growth, and gives memory back where the new limit asks for it.
+    What is left out keeps its value. Starts no JAX backend.
+
+    Args:
+        memory_fraction: the limit as a part of the device's total memory, in
+            (0, 1]. On CPU that is the machine's, or its control group's where
+            that is less, in one budget that the local CPU devices share.
+        limit_bytes: the limit outright, in bytes or as text ("4GiB"); excludes
+            ``memory_fraction``.
+        initial_bytes: the first step of growth (default 2 MiB).
+        growth_factor: how much larger each step is than the last (default 2).
+        max_growth_bytes: the largest step (default 1 GiB).
+        preallocate: map and touch the whole limit when the pool is made. For
+            pools that have been used already it does nothing.
+        source: "auto" or "host" for CPU devices.
+        huge_pages: "auto" (where the kernel allows them, for steps of 2 MiB and
+            more), True, or False; for steps to come.
+        device: one ``jax.Device``, or None for all local ones. The limit of one
+            CPU device is its own, within the budget that all share.
+
+    Raises:
+        ValueError: a value that is not valid, or a limit below what scratch in
+            use keeps mapped. Nothing has changed then.
+        TypeError: a value of the wrong type.
+    """
+    global _default
+    changes = {
+        "memory_fraction": memory_fraction,
+        "limit_bytes": limit_bytes,
+        "initial_bytes": initial_bytes,
+        "growth_factor": growth_factor,
+        "max_growth_bytes": max_growth_bytes,
+        "preallocate": preallocate,
+        "source": source,
+        "huge_pages": huge_pages,
+    }
+    ordinal = ordinal_or_all(device)
+    with _lock:
+        if ordinal is None:
+            config = _replace(_default, changes)
+            _apply(None, config)
+            _default = config
+            _overrides.clear()
+        else:
+            config = _replace(_overrides.get(ordinal, _default), changes)
+            _apply(ordinal, config)
+            _overrides[ordinal] = config
+
+
+def get_config(device: Any = None) -> Config:
+    """What is in force for a device; ``None``: for those not set one by one.
+
+    Raises:
+        TypeError: ``device`` is no ``jax.Device``.
+        ValueError: a device that this version does not serve.
+    """
+    ordinal = ordinal_or_all(device)
+    with _lock:
+        if ordinal is None:
+            return _default
+        config = _overrides.get(ordinal, _default)
+        assert config.limit_bytes is not None
+        budget = _core.host_budget_bytes()
+        return dataclasses.replace(config, limit_bytes=min(config.limit_bytes, budget))
+
+
+def _from_environment() -> dict[str, Any]:
+    """The changes that JAX_BFC_* variables ask for."""
+    changes: dict[str, Any] = {}
+    if (text := os.environ.get("JAX_BFC_MEMORY_FRACTION")) is not None:
+        try:
+            changes["memory_fraction"] = float(text)
+        except ValueError:
+            raise ValueError(
+                f"JAX_BFC_MEMORY_FRACTION={text!r}; valid: a number in (0, 1]"
+            ) from None
+    if (text := os.environ.get("JAX_BFC_LIMIT_BYTES")) is not None:
+        changes["limit_bytes"] = text
+    if (text := os.environ.get("JAX_BFC_PREALLOCATE")) is not None:
+        flags = {"1": True, "true": True, "0": False, "false": False}
+        if text.lower() not in flags:
+            raise ValueError(
+                f"JAX_BFC_PREALLOCATE={text!r}; valid: {', '.join(flags)}"
+            )
+        changes["preallocate"] = flags[text.lower()]
+    if (text := os.environ.get("JAX_BFC_SOURCE")) is not None:
+        changes["source"] = text
+    return changes
+
+
+def _start() -> None:
+    global _default
+    changes = _from_environment()
+    if "memory_fraction" not in changes and "limit_bytes" not in changes:
+        changes["memory_fraction"] = _default.memory_fraction
+    try:
+        _default = _replace(_default, changes)
+    except ValueError as error:
+        raise ValueError(f"in a JAX_BFC_* environment variable: {error}") from None
+    _apply(None, _default)
+
+
+_start()

@@ -1,0 +1,120 @@
+"""What the pools hold, and giving it back."""
+
+import dataclasses
+from typing import Any
+
+from jax_bfc import _core
+from jax_bfc._devices import ordinal_or_all, ordinal_or_default
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KernelStats:
+    """The scratch of one kernel (an FFI target, or a label of one) on a device.
+
+    Sizes in bytes. ``bytes_in_use`` and its peak count whole chunks, the others
+    what was asked for.
+
+    Attributes:
+        calls: handler calls that asked for scratch.
+        num_allocs: allocations that succeeded.
+        bytes_in_use: now.
+        peak_bytes_in_use: at most at once, since the last reset.
+        total_allocated_bytes: ever.
+        largest_alloc_size: in one allocation, since the last reset.
+        pinned_bytes: held by CUDA graphs (none on CPU).
+        num_failures: requests that did not fit.
+        call_sites: custom calls in executables that exist, on all devices.
+    """
+
+    calls: int
+    num_allocs: int
+    bytes_in_use: int
+    peak_bytes_in_use: int
+    total_allocated_bytes: int
+    largest_alloc_size: int
+    pinned_bytes: int
+    num_failures: int
+    call_sites: int
+
+
+def memory_stats(device: Any = None) -> dict[str, int]:
+    """The statistics of a device's pool, as ``jax.Device.memory_stats`` has them.
+
+    Args:
+        device: a ``jax.Device``, or None for the default one.
+
+    Returns:
+        With the keys and meanings of JAX: ``num_allocs``, ``bytes_in_use`` (whole
+        chunks), ``peak_bytes_in_use``, ``largest_alloc_size``, ``bytes_limit``,
+        ``bytes_reserved`` and ``peak_bytes_reserved`` (0: nothing is set aside),
+        ``largest_free_block_bytes``, ``pool_bytes`` (mapped), ``peak_pool_bytes``.
+        And of our own: ``requested_bytes`` (of what is in use), ``cached_bytes``
+        (in the threads' front caches, neither in use nor free), ``free_bytes``,
+        ``address_bytes`` (addresses reserved), ``total_allocated_bytes``,
+        ``num_live``, ``num_cache_hits``, ``num_failures``, ``num_growths``,
+        ``num_trims``. Always ``bytes_in_use + cached_bytes + free_bytes ==
+        pool_bytes`` while no other thread allocates.
+
+        A peak is exact while one thread allocates, else within 1/256 of the limit
+        (at least 1 MiB) for each thread.
+
+    Cost: microseconds; locks each thread's slot for a moment.
+    """
+    return _core.memory_stats(ordinal_or_default(device))
+
+
+def kernel_stats(device: Any = None) -> dict[str, KernelStats]:
+    """The same by kernel: FFI targets by name, labels as "<target>:<label>".
+
+    ``(unregistered)`` are handlers that ``jax.ffi.register_ffi_target``
+    registered, ``(python)`` is :func:`jax_bfc.scratch`.
+
+    Args:
+        device: a ``jax.Device``, or None for the default one.
+    """
+    rows = _core.kernel_stats(ordinal_or_default(device))
+    return {name: KernelStats(**row) for name, row in rows.items()}
+
+
+def reset_peak_memory_stats(device: Any = None) -> None:
+    """Starts peaks and largest sizes anew from what is in use now.
+
+    Args:
+        device: a ``jax.Device``, or None for all.
+    """
+    _core.reset_peaks(ordinal_or_all(device))
+
+
+def trim(device: Any = None) -> int:
+    """Gives every step of memory that is wholly free back to the system.
+
+    Args:
+        device: a ``jax.Device``, or None for all.
+
+    Returns:
+        The bytes given back.
+    """
+    return _core.trim(ordinal_or_all(device))
+
+
+def reset(device: Any = None) -> None:
+    """Drops the pools: their memory and their statistics, not the configuration.
+
+    Args:
+        device: a ``jax.Device``, or None for all.
+
+    Raises:
+        RuntimeError: scratch is in use. Nothing has changed then.
+    """
+    refusal = _core.reset(ordinal_or_all(device))
+    if refusal is not None:
+        raise RuntimeError(refusal)
+
+
+def last_oom_report(device: Any = None) -> str | None:
+    """What was said when scratch last did not fit; None if it always did.
+
+    Args:
+        device: a ``jax.Device``, or None for the default one.
+    """
+    return _core.last_oom_report(ordinal_or_default(device))

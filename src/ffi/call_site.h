@@ -1,0 +1,42 @@
+// Call sites: one custom call in one compiled program, and the state that XLA
+// keeps for it from instantiation to the death of the executable.
+#ifndef JAX_BFC_FFI_CALL_SITE_H_
+#define JAX_BFC_FFI_CALL_SITE_H_
+
+#include <cstdint>
+
+#include "pool/kernel_table.h"
+#include "xla/ffi/api/c_api.h"
+
+namespace jax_bfc {
+
+// Shared by every device and every concurrent execution of its executable.
+// Its deleter takes no lock: XLA runs it on any thread, at exit too.
+struct CallSite {
+  explicit CallSite(KernelId kernel_id) : kernel(kernel_id) {
+    KernelCallSites(kernel).fetch_add(1, std::memory_order_relaxed);
+  }
+  ~CallSite() {
+    KernelCallSites(kernel).fetch_sub(1, std::memory_order_relaxed);
+  }
+  CallSite(const CallSite&) = delete;
+  CallSite& operator=(const CallSite&) = delete;
+
+  const KernelId kernel;
+};
+
+// The type of a call site in the XLA behind `api`. Each XLA in the process
+// (jaxlib's, a plugin's) has a type registry of its own; the first call for an
+// `api` registers the type there. Null on success.
+XLA_FFI_Error* RegisterCallSiteType(const XLA_FFI_Api* api,
+                                    XLA_FFI_TypeId* type_id);
+
+// Gives the custom call that `frame` instantiates a call site of `kernel`.
+XLA_FFI_Error* SetCallSite(XLA_FFI_CallFrame* frame, KernelId kernel);
+
+XLA_FFI_Error* MakeError(const XLA_FFI_Api* api, XLA_FFI_Error_Code code,
+                         const char* message);
+
+}  // namespace jax_bfc
+
+#endif  // JAX_BFC_FFI_CALL_SITE_H_

@@ -1,0 +1,97 @@
+#include "ffi/targets.h"
+
+#include <array>
+#include <cstddef>
+#include <mutex>
+#include <utility>
+
+#include "ffi/call_site.h"
+
+namespace jax_bfc {
+namespace {
+
+struct Entry {
+  KernelId kernel;
+  XLA_FFI_Handler* execute;
+};
+
+// Written before a function that reads its entry is handed out.
+std::array<Entry, kMaxTargets> entries;
+int entries_used = 0;
+std::mutex entries_mutex;
+
+// Whose frame this thread is in.
+struct CurrentFrame {
+  const void* frame = nullptr;
+  KernelId kernel = kUnregistered;
+};
+constinit thread_local CurrentFrame current_frame;
+
+XLA_FFI_Metadata* MetadataOf(const XLA_FFI_CallFrame* frame) {
+  if (frame->extension_start == nullptr ||
+      frame->extension_start->type != XLA_FFI_Extension_Metadata) {
+    return nullptr;
+  }
+  return reinterpret_cast<XLA_FFI_Metadata_Extension*>(frame->extension_start)
+      ->metadata;
+}
+
+XLA_FFI_Error* Execute(const Entry& entry, XLA_FFI_CallFrame* frame) {
+  const CurrentFrame outer =
+      std::exchange(current_frame, CurrentFrame{frame, entry.kernel});
+  XLA_FFI_Error* error = entry.execute(frame);
+  current_frame = outer;
+  return error;
+}
+
+XLA_FFI_Error* Instantiate(const Entry& entry, XLA_FFI_CallFrame* frame) {
+  XLA_FFI_Metadata* metadata = MetadataOf(frame);
+  if (metadata == nullptr) return SetCallSite(frame, entry.kernel);
+  // XLA asks what this handler is before it registers it, and wants the type
+  // of its state registered by then. JAX's own way to do that comes too late
+  // where no backend exists yet; here it is always in time.
+  metadata->api_version.major_version = XLA_FFI_API_MAJOR;
+  metadata->api_version.minor_version = XLA_FFI_API_MINOR;
+  metadata->traits = 0;
+  return RegisterCallSiteType(frame->api, &metadata->state_type_id);
+}
+
+template <size_t index>
+XLA_FFI_Error* ExecuteAt(XLA_FFI_CallFrame* frame) {
+  return Execute(entries[index], frame);
+}
+template <size_t index>
+XLA_FFI_Error* InstantiateAt(XLA_FFI_CallFrame* frame) {
+  return Instantiate(entries[index], frame);
+}
+
+template <size_t... indices>
+constexpr std::array<Target, sizeof...(indices)> MakeTable(
+    std::index_sequence<indices...>) {
+  return {Target{InstantiateAt<indices>, ExecuteAt<indices>}...};
+}
+constexpr std::array<Target, kMaxTargets> kTargets =
+    MakeTable(std::make_index_sequence<kMaxTargets>());
+
+}  // namespace
+
+std::optional<Target> MakeTarget(std::string_view name,
+                                 XLA_FFI_Handler* execute) {
+  const KernelId kernel = InternKernel(name);
+  const std::lock_guard lock(entries_mutex);
+  for (int i = 0; i < entries_used; ++i) {
+    if (entries[i].kernel == kernel && entries[i].execute == execute) {
+      return kTargets[i];
+    }
+  }
+  if (entries_used == kMaxTargets) return std::nullopt;
+  entries[entries_used] = {kernel, execute};
+  return kTargets[entries_used++];
+}
+
+KernelId KernelOfFrame(const void* frame) {
+  return frame != nullptr && current_frame.frame == frame ? current_frame.kernel
+                                                          : kUnregistered;
+}
+
+}  // namespace jax_bfc

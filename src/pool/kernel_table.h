@@ -1,0 +1,33 @@
+// The names that scratch is charged to, by small numbers that never change.
+#ifndef JAX_BFC_POOL_KERNEL_TABLE_H_
+#define JAX_BFC_POOL_KERNEL_TABLE_H_
+
+#include <atomic>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace jax_bfc {
+
+using KernelId = uint32_t;
+inline constexpr KernelId kUnregistered = 0;  // "(unregistered)"
+inline constexpr KernelId kOtherKernels = 1;  // once the table is full
+inline constexpr uint32_t kMaxKernels = 2048;
+
+// Process-wide; entries are never removed. Thread-safe.
+KernelId InternKernel(std::string_view name);
+// The row of a label of a kernel: "<kernel>:<label>".
+KernelId InternLabel(KernelId kernel, std::string_view label);
+std::string KernelName(KernelId id);
+uint32_t KernelCount();
+
+// Live call sites of the kernel: custom calls in executables that exist.
+std::atomic<int64_t>& KernelCallSites(KernelId id);
+
+// Around a fork: the table stays usable in the child.
+void LockKernelTable();
+void UnlockKernelTable();
+
+}  // namespace jax_bfc
+
+#endif  // JAX_BFC_POOL_KERNEL_TABLE_H_

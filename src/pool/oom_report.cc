@@ -1,0 +1,47 @@
+#include "pool/oom_report.h"
+
+namespace jax_bfc {
+
+std::string WithCommas(size_t n) {
+  std::string digits = std::to_string(n);
+  for (size_t i = digits.size(); i > 3; i -= 3) digits.insert(i - 3, ",");
+  return digits;
+}
+
+std::string OomReport::Text() const {
+  std::string text = "jax_bfc: kernel '" + kernel + "' on " + device +
+                     " asked for " + WithCommas(requested_bytes) +
+                     " bytes of scratch";
+  if (alignment > 256) text += " aligned to " + WithCommas(alignment);
+  text += "; " + WithCommas(bytes_in_use) + " of " + WithCommas(limit_bytes) +
+          " in use, " + WithCommas(mapped_bytes) +
+          " mapped, largest free chunk " + WithCommas(largest_free_bytes) +
+          "; the device has " + WithCommas(device_available_bytes) +
+          " available. ";
+  if (!holders.empty()) {
+    text += "Held by ";
+    for (size_t i = 0; i < holders.size(); ++i) {
+      if (i > 0) text += ", ";
+      text += "'" + holders[i].first + "' " + WithCommas(holders[i].second);
+    }
+    text += ". ";
+  }
+  if (requested_bytes > limit_bytes) {
+    text +=
+        "The request is larger than the limit: raise limit_bytes or "
+        "memory_fraction in jax_bfc.configure().";
+  } else if (limit_bytes - bytes_in_use < requested_bytes) {
+    text +=
+        "The limit is too small for what is in use together: raise limit_bytes "
+        "or memory_fraction in jax_bfc.configure(), or run fewer kernels at "
+        "once.";
+  } else {
+    text +=
+        "The limit would allow it, but the memory is in pieces, shared with "
+        "another device's pool, or refused by the system: see "
+        "jax_bfc.memory_stats().";
+  }
+  return text;
+}
+
+}  // namespace jax_bfc

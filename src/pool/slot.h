@@ -1,0 +1,131 @@
+// A Slot is the part of a pool that one thread uses: its front cache, what it
+// handed out, and its counters. Everything under its lock; any thread may lock
+// it to free, flush or read.
+#ifndef JAX_BFC_POOL_SLOT_H_
+#define JAX_BFC_POOL_SLOT_H_
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "core/chunk.h"
+#include "pool/gauge.h"
+#include "pool/kernel_table.h"
+#include "pool/spin_lock.h"
+
+namespace jax_bfc {
+
+// The most chunks in one front cache, and how many leave when it is full.
+inline constexpr uint32_t kCacheChunks = 16;
+inline constexpr uint32_t kCacheEvicted = 8;
+
+// A chunk that the slot has from the arena: handed out, or in its cache.
+struct Entry {
+  enum class State : uint32_t { kUnused, kCached, kLive };
+  uintptr_t address;
+  size_t bytes;
+  size_t requested_bytes;
+  KernelId kernel;
+  ChunkId chunk;
+  uint32_t generation;  // of the next or present use, 1 to kMaxGeneration
+  State state;
+  uint32_t next_unused;
+};
+
+struct KernelCounters {
+  uint64_t calls = 0;
+  uint64_t allocations = 0;
+  uint64_t total_bytes = 0;
+  uint64_t largest_bytes = 0;  // asked for at once
+  uint64_t failures = 0;
+  LocalGauge in_use;
+};
+
+struct alignas(64) Slot {
+  static constexpr uint32_t kNone = ~uint32_t{0};
+
+  SpinLock lock;
+  uint32_t cached = 0;  // the newest is at cached - 1
+  size_t cached_bytes = 0;
+  std::array<size_t, kCacheChunks> cache_bytes;
+  std::array<uint32_t, kCacheChunks> cache_entries;
+
+  BlockArray<Entry> entries;
+  uint32_t unused = kNone;
+  uint32_t live = 0;
+
+  LocalGauge in_use;
+  uint64_t requested_bytes = 0;  // of what is handed out
+  uint64_t cache_hits = 0;
+  std::vector<KernelCounters> kernels;
+
+  KernelCounters& Counters(KernelId kernel) {
+    if (kernel >= kernels.size()) [[unlikely]] kernels.resize(kernel + 1);
+    return kernels[kernel];
+  }
+
+  // Takes the newest chunk of exactly `bytes` out of the cache; kNone if there
+  // is none so aligned.
+  uint32_t TakeCached(size_t bytes, size_t alignment) {
+    for (uint32_t i = cached; i-- > 0;) {
+      if (cache_bytes[i] != bytes) continue;
+      const uint32_t index = cache_entries[i];
+      if ((entries[index].address & (alignment - 1)) != 0) continue;
+      --cached;
+      cached_bytes -= bytes;
+      for (; i < cached; ++i) {
+        cache_bytes[i] = cache_bytes[i + 1];
+        cache_entries[i] = cache_entries[i + 1];
+      }
+      return index;
+    }
+    return kNone;
+  }
+
+  // REQUIRES: cached < kCacheChunks.
+  void PutCached(uint32_t index) {
+    Entry& entry = entries[index];
+    entry.state = Entry::State::kCached;
+    cache_bytes[cached] = entry.bytes;
+    cache_entries[cached] = index;
+    ++cached;
+    cached_bytes += entry.bytes;
+  }
+
+  // Takes the oldest `count` chunks out of the cache, for `give_back(chunk)`.
+  template <typename GiveBack>
+  void Evict(uint32_t count, GiveBack&& give_back) {
+    for (uint32_t i = 0; i < count; ++i) {
+      Entry& entry = entries[cache_entries[i]];
+      cached_bytes -= entry.bytes;
+      give_back(entry.chunk);
+      Retire(cache_entries[i]);
+    }
+    for (uint32_t i = count; i < cached; ++i) {
+      cache_bytes[i - count] = cache_bytes[i];
+      cache_entries[i - count] = cache_entries[i];
+    }
+    cached -= count;
+  }
+
+  uint32_t NewEntry() {
+    if (unused == kNone) {
+      const auto index = static_cast<uint32_t>(entries.Grow());
+      entries[index].generation = 1;
+      return index;
+    }
+    const uint32_t index = unused;
+    unused = entries[index].next_unused;
+    return index;
+  }
+  void Retire(uint32_t index) {
+    entries[index].state = Entry::State::kUnused;
+    entries[index].next_unused = unused;
+    unused = index;
+  }
+};
+
+}  // namespace jax_bfc
+
+#endif  // JAX_BFC_POOL_SLOT_H_

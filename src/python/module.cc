@@ -1,0 +1,214 @@
+// The Python bindings: types in, types out, no logic.
+#include <dlfcn.h>
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "core/simulate.h"
+#include "ffi/c_table.h"
+#include "ffi/targets.h"
+#include "pool/registry.h"
+#include "python/scratch.h"
+#include "source/host_memory.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace jax_bfc {
+namespace {
+
+using Ordinal = std::optional<uint32_t>;
+
+// Python loads extension modules where dlsym(RTLD_DEFAULT, ...) does not look;
+// kernel libraries look for jax_bfc_get_api there.
+void MakeVisibleToKernels() {
+  Dl_info info;
+  if (dladdr(reinterpret_cast<void*>(&jax_bfc_get_api), &info) == 0 ||
+      dlopen(info.dli_fname, RTLD_NOW | RTLD_NOLOAD | RTLD_GLOBAL) == nullptr) {
+    throw std::runtime_error(
+        "jax_bfc: the library could not be made visible to kernels");
+  }
+}
+
+nb::dict Stats(uint32_t ordinal) {
+  PoolStats stats;
+  {
+    const nb::gil_scoped_release release;
+    stats = HostPool(ordinal).Stats();
+  }
+  nb::dict d;
+  d["num_allocs"] = stats.allocations;
+  d["bytes_in_use"] = stats.bytes_in_use;
+  d["peak_bytes_in_use"] = stats.peak_bytes_in_use;
+  d["largest_alloc_size"] = stats.largest_bytes;
+  d["bytes_limit"] = stats.limit_bytes;
+  d["bytes_reserved"] = 0;
+  d["peak_bytes_reserved"] = 0;
+  d["largest_free_block_bytes"] = stats.largest_free_bytes;
+  d["pool_bytes"] = stats.arena.mapped_bytes;
+  d["peak_pool_bytes"] = stats.arena.peak_mapped_bytes;
+  d["requested_bytes"] = stats.requested_bytes;
+  d["cached_bytes"] = stats.cached_bytes;
+  d["free_bytes"] = stats.arena.free_bytes;
+  d["address_bytes"] = stats.arena.reserved_bytes;
+  d["total_allocated_bytes"] = stats.total_bytes;
+  d["num_live"] = stats.live;
+  d["num_cache_hits"] = stats.cache_hits;
+  d["num_failures"] = stats.failures;
+  d["num_growths"] = stats.arena.growths;
+  d["num_trims"] = stats.arena.trims;
+  return d;
+}
+
+nb::dict Kernels(uint32_t ordinal) {
+  std::vector<KernelStats> kernels;
+  {
+    const nb::gil_scoped_release release;
+    kernels = HostPool(ordinal).Kernels();
+  }
+  nb::dict result;
+  for (const KernelStats& k : kernels) {
+    nb::dict d;
+    d["calls"] = k.calls;
+    d["num_allocs"] = k.allocations;
+    d["bytes_in_use"] = k.bytes_in_use;
+    d["peak_bytes_in_use"] = k.peak_bytes_in_use;
+    d["total_allocated_bytes"] = k.total_bytes;
+    d["largest_alloc_size"] = k.largest_bytes;
+    d["pinned_bytes"] = 0;
+    d["num_failures"] = k.failures;
+    d["call_sites"] = k.call_sites;
+    result[k.name.c_str()] = d;
+  }
+  return result;
+}
+
+// None, or why nothing was changed.
+std::optional<std::string> Configure(Ordinal ordinal, size_t limit_bytes,
+                                     size_t initial_bytes, double growth_factor,
+                                     size_t max_growth_bytes, bool preallocate,
+                                     std::optional<bool> huge_pages) {
+  const nb::gil_scoped_release release;
+  PoolConfig config;
+  config.limit_bytes = limit_bytes;
+  config.growth = {initial_bytes, growth_factor, max_growth_bytes};
+  config.preallocate = preallocate;
+  config.huge_pages = !huge_pages   ? HugePages::kAuto
+                      : *huge_pages ? HugePages::kOn
+                                    : HugePages::kOff;
+  return ConfigureHost(ordinal, config);
+}
+
+// Of the pools that exist.
+template <typename Visit>
+void ForEachPool(Ordinal ordinal, Visit&& visit) {
+  const nb::gil_scoped_release release;
+  if (ordinal) {
+    if (Pool* pool = FindPool(*ordinal)) visit(*pool);
+    return;
+  }
+  for (Pool* pool : AllPools()) visit(*pool);
+}
+
+size_t Trim(Ordinal ordinal) {
+  size_t bytes = 0;
+  ForEachPool(ordinal, [&](Pool& pool) { bytes += pool.Trim(); });
+  return bytes;
+}
+
+void ResetPeaks(Ordinal ordinal) {
+  ForEachPool(ordinal, [](Pool& pool) { pool.ResetPeaks(); });
+}
+
+std::optional<std::string> Reset(Ordinal ordinal) {
+  const nb::gil_scoped_release release;
+  return ResetHost(ordinal);
+}
+
+std::optional<std::string> LastOomReport(uint32_t ordinal) {
+  const nb::gil_scoped_release release;
+  std::string report = HostPool(ordinal).LastOomReport();
+  if (report.empty()) return std::nullopt;
+  return report;
+}
+
+// The capsules (instantiate, execute) for a target, or None when the table of
+// targets is full.
+std::optional<std::tuple<nb::capsule, nb::capsule>> RegisterTarget(
+    const std::string& name, const nb::capsule& execute) {
+  const std::optional<Target> target =
+      MakeTarget(name, reinterpret_cast<XLA_FFI_Handler*>(execute.data()));
+  if (!target) return std::nullopt;
+  const auto capsule = [](XLA_FFI_Handler* handler) {
+    return nb::capsule(reinterpret_cast<void*>(handler));
+  };
+  return std::make_tuple(capsule(target->instantiate), capsule(target->execute));
+}
+
+template <typename T>
+using Column = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+nb::dict ReplayTrace(const Column<uint8_t>& is_allocate,
+                     const Column<uint32_t>& ids,
+                     const Column<uint64_t>& bytes) {
+  if (ids.size() != is_allocate.size() || bytes.size() != is_allocate.size()) {
+    throw nb::value_error("replay: the columns differ in length");
+  }
+  ReplayResult result;
+  {
+    const nb::gil_scoped_release release;
+    std::vector<TraceEvent> events(is_allocate.size());
+    for (size_t i = 0; i < events.size(); ++i) {
+      events[i] = {is_allocate.data()[i] != 0, ids.data()[i], bytes.data()[i]};
+    }
+    result = Replay(events);
+  }
+  nb::dict d;
+  d["events"] = result.events;
+  d["peak_live_bytes"] = result.peak_live_bytes;
+  d["high_water_bytes"] = result.high_water_bytes;
+  d["ratio"] = result.ratio;
+  d["mapped_bytes"] = result.mapped_bytes;
+  d["internal_fragmentation_bytes"] = result.internal_fragmentation_bytes;
+  d["ns_per_event"] = result.ns_per_event;
+  return d;
+}
+
+}  // namespace
+
+NB_MODULE(_core, m) {
+  m.doc() = "The native part of jax_bfc.";
+  MakeVisibleToKernels();
+  m.attr("MAX_ALIGNMENT") = kMaxAlignment;
+  m.attr("MAX_REQUEST") = kMaxRequest;
+  m.attr("MAX_HOST_POOLS") = kMaxHostPools;
+  m.def("host_total_bytes", [] { return HostTotalBytes(); });
+  m.def("host_available_bytes", &HostAvailableBytes);
+  m.def("huge_pages_allowed", &HugePagesAllowed);
+  m.def("host_budget_bytes", &HostBudgetBytes);
+  m.def("configure", &Configure, "ordinal"_a.none(), nb::kw_only(),
+        "limit_bytes"_a, "initial_bytes"_a, "growth_factor"_a,
+        "max_growth_bytes"_a, "preallocate"_a, "huge_pages"_a.none());
+  m.def("memory_stats", &Stats, "ordinal"_a,
+        nb::sig("def memory_stats(ordinal: int) -> dict[str, int]"));
+  m.def("kernel_stats", &Kernels, "ordinal"_a,
+        nb::sig("def kernel_stats(ordinal: int) -> dict[str, dict[str, int]]"));
+  m.def("trim", &Trim, "ordinal"_a.none());
+  m.def("reset", &Reset, "ordinal"_a.none());
+  m.def("reset_peaks", &ResetPeaks, "ordinal"_a.none());
+  m.def("last_oom_report", &LastOomReport, "ordinal"_a);
+  m.def("register_target", &RegisterTarget, "name"_a, "execute"_a);
+  m.def("replay", &ReplayTrace, "is_allocate"_a, "ids"_a, "bytes"_a,
+        nb::sig("def replay(is_allocate: typing.Any, ids: typing.Any, "
+                "bytes: typing.Any) -> dict[str, typing.Any]"));
+  BindScratch(m);
+}
+
+}  // namespace jax_bfc
