@@ -5,6 +5,15 @@ C++ header in :func:`include_dir`; this package configures and observes the
 arena behind it. Importing it starts no JAX backend.
 """
 
+import importlib.util
+
+if importlib.util.find_spec("jax_bfc._core") is None:
+    raise ImportError(
+        f"jax_bfc is imported from its source folder ({__path__[0]}), where its "
+        "native part is not built. Run `pip install .` there, and start Python in "
+        "another folder."
+    )
+
 from jax_bfc._config import Config, configure, get_config
 from jax_bfc._errors import OutOfMemoryError
 from jax_bfc._ffi import cmake_dir, include_dir, register_ffi_target

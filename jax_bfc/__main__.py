@@ -44,7 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     replay = commands.add_parser(
         "replay",
         help="how well a policy places the allocations of a trace",
-        description="Replays traces (CSV, gzip if the name ends in .gz) on simulated memory.",
+        description="Replays traces on simulated memory: CSV with the columns "
+        "op,id,bytes,stream or RMM's log, gzip if the name ends in .gz.",
     )
     replay.add_argument("traces", nargs="+", metavar="TRACE")
     replay.add_argument(

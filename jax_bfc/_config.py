@@ -129,6 +129,12 @@ _CHECKS = {
 }
 
 _lock = threading.Lock()
+# A forked child would wait for ever for a lock that another thread had held.
+os.register_at_fork(
+    before=_lock.acquire,
+    after_in_parent=_lock.release,
+    after_in_child=_lock.release,
+)
 _default = Config()
 _overrides: dict[int, Config] = {}
 

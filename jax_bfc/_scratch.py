@@ -1,6 +1,7 @@
 """Scratch memory for Python code."""
 
 import operator
+import threading
 from types import TracebackType
 from typing import Any
 
@@ -13,17 +14,23 @@ __all__ = ["Scratch", "scratch"]
 
 
 class _ScratchBlock:
-    """The context manager that :func:`scratch` returns."""
+    """The context manager that :func:`scratch` returns.
+
+    May be entered again while it is open, and by several threads: each entry
+    allocates, and leaving ends the entry that the thread made last.
+    """
 
     def __init__(self, ordinal: int, nbytes: int, alignment: int) -> None:
         self._request = ordinal, nbytes, alignment
-        self._open: list[Scratch] = []
+        self._thread = threading.local()
 
     def __enter__(self) -> Scratch:
         allocated = _core.allocate(*self._request)
         if isinstance(allocated, dict):
             raise OutOfMemoryError(**allocated)
-        self._open.append(allocated)
+        if not hasattr(self._thread, "open"):
+            self._thread.open = []
+        self._thread.open.append(allocated)
         return allocated
 
     def __exit__(
@@ -32,7 +39,7 @@ class _ScratchBlock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._open.pop().close()
+        self._thread.open.pop().close()
 
 
 def _size(name: str, value: Any) -> int:

@@ -15,7 +15,7 @@ import gzip
 import os
 import zlib
 from collections.abc import Callable, Iterator
-from typing import IO, Final
+from typing import IO, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,10 +31,14 @@ MAX_LINE: Final = 4096
 _BLOCK: Final = 1 << 18
 # Traces shrink five- to tenfold; a file that unpacks to both of these is a bomb.
 _BOMB_RATIO: Final = 100
-_BOMB_BYTES: Final = 4 << 20
+_BOMB_BYTES: Final = 1 << 20
 
 _ALLOCATE: Final = 1
 _FREE: Final = 0
+
+
+class _Source(Protocol):
+    def read(self, size: int, /) -> bytes: ...
 
 
 class TraceError(ValueError):
@@ -140,7 +144,7 @@ def _open(name: str) -> Iterator[Iterator[tuple[int, str]]]:
             yield _lines(name, raw, None)
 
 
-def _blocks(name: str, source: IO[bytes], packed: IO[bytes] | None) -> Iterator[bytes]:
+def _blocks(name: str, source: _Source, packed: IO[bytes] | None) -> Iterator[bytes]:
     """What the file holds, block by block; refuses what unpacks without end."""
     total = 0
     while True:
@@ -152,7 +156,8 @@ def _blocks(name: str, source: IO[bytes], packed: IO[bytes] | None) -> Iterator[
             ) from error
         except (gzip.BadGzipFile, zlib.error) as error:
             raise TraceError(
-                f"{name}: not gzip data ({error}); valid: gzip, or a name that does not end in .gz"
+                f"{name}: not gzip data ({error}); valid: gzip, or a name that does "
+                f"not end in .gz"
             ) from error
         if not block:
             return
@@ -160,14 +165,14 @@ def _blocks(name: str, source: IO[bytes], packed: IO[bytes] | None) -> Iterator[
         # What has been read of the packed file is rounded up to a buffer.
         if packed is not None and total > max(_BOMB_BYTES, packed.tell() * _BOMB_RATIO):
             raise TraceError(
-                f"{name}: unpacks to more than {total:,} bytes, over {_BOMB_RATIO} times its size; "
-                f"valid: a trace of less, or unpacked beforehand"
+                f"{name}: unpacks to {total:,} bytes or more, over {_BOMB_RATIO} times "
+                f"its size; valid: a trace of less, or unpacked beforehand"
             )
         yield block
 
 
 def _lines(
-    name: str, source: IO[bytes], packed: IO[bytes] | None
+    name: str, source: _Source, packed: IO[bytes] | None
 ) -> Iterator[tuple[int, str]]:
     """Numbers and texts of the lines that are not blank."""
     number = 0
@@ -190,8 +195,8 @@ def _lines(
 def _text(name: str, number: int, line: bytes) -> str:
     if len(line) >= MAX_LINE:
         raise TraceError(
-            f"{name}:{number}: a line of {MAX_LINE:,} characters or more; valid: CSV with the "
-            f"header {_HEADERS}"
+            f"{name}:{number}: a line of {MAX_LINE:,} characters or more; valid: CSV "
+            f"with the header {_HEADERS}"
         )
     try:
         text = line.decode("ascii" if number > 1 else "utf-8-sig").strip()
@@ -208,8 +213,12 @@ def _fields(text: str) -> list[str]:
     return [field.strip().strip('"') for field in text.split(",")]
 
 
+def _clip(text: str) -> str:
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
 def _show(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:37] + "...")
+    return repr(_clip(text))
 
 
 def _columns(
@@ -260,7 +269,8 @@ def _parse(name: str, lines: Iterator[tuple[int, str]]) -> Trace:
             key = form.parse_key(fields[key_at])
         except ValueError:
             raise TraceError(
-                f"{where}: {form.key} is {_show(fields[key_at])}; valid: {form.key_text}"
+                f"{where}: {form.key} is {_show(fields[key_at])}; "
+                f"valid: {form.key_text}"
             ) from None
         size = _size(where, form, fields[size_at], optional=op == _FREE)
 
@@ -269,20 +279,22 @@ def _parse(name: str, lines: Iterator[tuple[int, str]]) -> Trace:
         if op == _ALLOCATE:
             if key in live:
                 raise TraceError(
-                    f"{where}: allocates {fields[key_at]}, which is live; valid: one that is not"
+                    f"{where}: allocates {_clip(fields[key_at])}, which is live; "
+                    f"valid: one that is not"
                 )
             live_bytes += size
             if live_bytes > MAX_BYTES:
                 raise TraceError(
-                    f"{where}: {live_bytes:,} bytes are live; valid: at most {MAX_BYTES:,}"
+                    f"{where}: {live_bytes:,} bytes are live; "
+                    f"valid: at most {MAX_BYTES:,}"
                 )
             event = live[key] = (allocations, size)
             allocations += 1
         else:
             if key not in live:
                 raise TraceError(
-                    f"{where}: frees {fields[key_at]}, which is not live; valid: what an earlier "
-                    f"line allocates"
+                    f"{where}: frees {_clip(fields[key_at])}, which is not live; "
+                    f"valid: what an earlier line allocates"
                 )
             event = live.pop(key)
             live_bytes -= event[1]
@@ -314,6 +326,7 @@ def _size(where: str, form: _Format, text: str, *, optional: bool) -> int:
         size = -1
     if not 0 <= size <= MAX_BYTES:
         raise TraceError(
-            f"{where}: {form.size} is {_show(text)}; valid: a whole number from 0 to {MAX_BYTES:,}"
+            f"{where}: {form.size} is {_show(text)}; "
+            f"valid: a whole number from 0 to {MAX_BYTES:,}"
         )
     return size

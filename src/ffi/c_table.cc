@@ -79,7 +79,7 @@ jax_bfc_status BeginCall(const jax_bfc_call_args* args,
   const auto* api = static_cast<const XLA_FFI_Api*>(args->xla_api);
   auto* xla_context = static_cast<XLA_FFI_ExecutionContext*>(args->xla_context);
   const int stage = args->xla_stage;
-  if (stage >= 0 && stage != XLA_FFI_ExecutionStage_EXECUTE) [[unlikely]] {
+  if (stage != XLA_FFI_ExecutionStage_EXECUTE) [[unlikely]] {
     return Guarded([&] {
       return Fail(JAX_BFC_FAILED_PRECONDITION,
                   std::string("jax_bfc: scratch lives for one execution and "
@@ -141,6 +141,7 @@ jax_bfc_status SetLabel(jax_bfc_context* context, const char* label,
   return Guarded([&] {
     context->kernel =
         InternLabel(context->kernel, std::string_view(label, length));
+    context->calls = 1;  // one of the label's too
     return JAX_BFC_OK;
   });
 }

@@ -75,7 +75,7 @@ nb::object DLPack(const Scratch& scratch, const nb::kwargs& kwargs) {
   nb::capsule owner(holder, [](void* p) noexcept {
     delete static_cast<std::shared_ptr<Lease>*>(p);
   });
-  nb::object array = nb::cast(nb::ndarray<uint8_t, nb::ndim<1>, nb::device::cpu>(
+  nb::object array = nb::cast(nb::ndarray<nb::array_api, uint8_t, nb::ndim<1>, nb::device::cpu>(
       (*holder)->allocation.ptr, {scratch.nbytes}, owner));
   return array.attr("__dlpack__")(**kwargs);
 }

@@ -199,12 +199,9 @@ class ScratchAllocator {
     return xla::ffi::Error(static_cast<XLA_FFI_Error_Code>(status_), message_);
   }
 
-  // For the decoder below. `frame` may be null, `stage` -1, where not known.
-  template <typename XlaContext>
+  // For the decoder below.
   static std::optional<ScratchAllocator> ForCall(
-      const XLA_FFI_Api* xla_api, XlaContext* xla_context,
-      const XLA_FFI_CallFrame* frame, int stage,
-      xla::ffi::DiagnosticEngine& diagnostic) {
+      const XLA_FFI_CallFrame* frame, xla::ffi::DiagnosticEngine& diagnostic) {
     std::string why;
     const jax_bfc_api* api = internal::FindApi(&why);
     if (XLA_FFI_PREDICT_FALSE(api == nullptr)) {
@@ -212,8 +209,8 @@ class ScratchAllocator {
       return std::nullopt;
     }
     ScratchAllocator scratch(api);
-    const jax_bfc_call_args args = {sizeof(args), xla_api, xla_context, frame,
-                                    stage};
+    const jax_bfc_call_args args = {sizeof(args), frame->api, frame->ctx, frame,
+                                    static_cast<int32_t>(frame->stage)};
     if (XLA_FFI_PREDICT_FALSE(api->begin_call(&args, &scratch.context_) !=
                               JAX_BFC_OK)) {
       diagnostic.Emit(api->last_error());
@@ -274,29 +271,20 @@ class ScratchAllocator {
 
 namespace xla::ffi {
 
-// Where a handler asks for it by ffi::Context::get: the stage is not known.
 template <>
 struct CtxDecoding<jax_bfc::ScratchAllocator> {
   using Type = jax_bfc::ScratchAllocator;
-
-  // XLA_FFI_ExecutionContext became XLA_FFI_InvokeContext in jaxlib 0.11.
-  template <typename XlaContext>
-  static std::optional<Type> Decode(const XLA_FFI_Api* api, XlaContext* ctx,
-                                    DiagnosticEngine& diagnostic) {
-    return Type::ForCall(api, ctx, nullptr, -1, diagnostic);
-  }
 };
 
 namespace internal {
 
-// Where it is part of the binding: CtxDecoding does not see the call frame.
+// Not by CtxDecoding, which does not see the call frame: it tells the stage and
+// whose call it is.
 template <>
 struct Decode<CtxTag<jax_bfc::ScratchAllocator>> {
   static std::optional<jax_bfc::ScratchAllocator> call(
       DecodingOffsets&, DecodingContext& ctx, DiagnosticEngine& diagnostic) {
-    return jax_bfc::ScratchAllocator::ForCall(
-        ctx.call_frame->api, ctx.call_frame->ctx, ctx.call_frame,
-        static_cast<int>(ctx.call_frame->stage), diagnostic);
+    return jax_bfc::ScratchAllocator::ForCall(ctx.call_frame, diagnostic);
   }
 };
 

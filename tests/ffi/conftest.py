@@ -1,0 +1,97 @@
+"""Builds the test kernels once a session, as an outside author would."""
+
+import ctypes
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jax_bfc
+
+HERE = pathlib.Path(__file__).parent
+
+
+def build_kernels(build: pathlib.Path) -> None:
+    """Configures and builds into `build`; the compiler's words where it fails."""
+    for command in (
+        [
+            "cmake",
+            "-S",
+            str(HERE / "kernels"),
+            "-B",
+            str(build),
+            "-G",
+            "Ninja",
+            f"-Djax_bfc_DIR={jax_bfc.cmake_dir()}",
+            f"-DXLA_INCLUDE_DIR={jax.ffi.include_dir()}",
+        ],
+        ["cmake", "--build", str(build)],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernels:
+    """The built libraries, and targets registered from them."""
+
+    build: pathlib.Path
+
+    def capsule(self, symbol: str, library: str = "kernels") -> Any:
+        loaded = ctypes.CDLL(str(self.build / f"lib{library}.so"))
+        return jax.ffi.pycapsule(getattr(loaded, symbol))
+
+    def double(self, target: str) -> Callable[[Any], Any]:
+        """``2 * x`` by the handler registered as `target`."""
+
+        def call(x: Any) -> Any:
+            result = jax.ShapeDtypeStruct(x.shape, jnp.float32)
+            return jax.ffi.ffi_call(target, result, vmap_method="sequential")(x)
+
+        return call
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+    build = tmp_path_factory.mktemp("kernels")
+    build_kernels(build)
+    kernels = Kernels(build)
+    for name in ("Double", "Addresses", "Async", "Everything"):
+        jax_bfc.register_ffi_target(f"test.{name}", kernels.capsule(f"k{name}"))
+    return kernels
+
+
+@pytest.fixture
+def fresh_pools() -> Iterator[None]:
+    """Empty pools before, and nothing left in use after."""
+    jax.clear_caches()
+    jax_bfc.reset()
+    yield
+    jax_bfc.reset()
+
+
+@pytest.fixture
+def run_python(kernels: Kernels) -> Callable[..., str]:
+    """Runs a program in a new process that finds the kernels in argv[1]."""
+
+    def run(program: str, **environment: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(kernels.build)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            cwd=kernels.build,  # where no source folder hides the package
+            env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
