@@ -47,8 +47,8 @@ class AddressMap {
 
  private:
   static uint32_t Hash(uintptr_t address) {
-    return static_cast<uint32_t>(
-        ((address / kQuantum) * 0x9E3779B97F4A7C15u) >> 32);
+    return static_cast<uint32_t>(((address / kQuantum) * 0x9E3779B97F4A7C15u) >>
+                                 32);
   }
 
   size_t BucketOf(uintptr_t address) const {

@@ -58,8 +58,7 @@ Arena::Place Arena::FindPlace(size_t bytes, size_t alignment) const {
     if (id == kNoChunk) return {kNoChunk, 0};
   }
   // Large enough wherever it starts.
-  const ChunkId sure =
-      bins_.BestFit(chunks_, bytes + alignment - kQuantum);
+  const ChunkId sure = bins_.BestFit(chunks_, bytes + alignment - kQuantum);
   if (sure != kNoChunk) {
     fits(sure, &place);
     return place;
@@ -168,7 +167,8 @@ void Arena::Remove(ChunkId id) {
 // Growth.
 
 size_t Arena::RoomBytes() const {
-  const size_t left = limit_bytes_ - std::min(limit_bytes_, stats_.mapped_bytes);
+  const size_t left =
+      limit_bytes_ - std::min(limit_bytes_, stats_.mapped_bytes);
   return std::min(left, source_->AvailableBytes());
 }
 
@@ -181,7 +181,9 @@ bool Arena::Grow(size_t bytes, size_t alignment) {
                             : rounded + alignment - kQuantum);
   }
   // The lowest place where the request fits once memory is behind it, what is
-  // free on either side counted.
+  // free on either side counted. Other places are tried while the source
+  // refuses; more addresses would not help then.
+  bool refused = false;
   const auto grow_where_it_fits = [&] {
     for (const auto& [address, id] : unmapped_) {
       const Chunk& c = chunks_[id];
@@ -201,16 +203,18 @@ bool Arena::Grow(size_t bytes, size_t alignment) {
               ? RoundUp(needed_end - c.address, source_->granularity())
               : source_->granularity();
       if (GrowInto(id, needed)) return true;
+      refused = true;
     }
     return false;
   };
   if (grow_where_it_fits()) return true;
+  if (refused) return false;
   // Address space for the whole limit at once, and more only if that has no
   // hole of the size. Half as much is tried while the source refuses.
   const size_t needed = RoundUp(rounded, source_->granularity());
   if (needed > RoomBytes()) return false;
-  size_t reserve = std::max(
-      needed, RoundUp(limit_bytes_, source_->granularity()));
+  size_t reserve =
+      std::max(needed, RoundUp(limit_bytes_, source_->granularity()));
   for (;;) {
     if (const uintptr_t base = source_->Reserve(reserve); base != 0) {
       const ChunkId id = AddRegion(base, reserve, ChunkState::kUnmapped);
@@ -383,8 +387,7 @@ void Arena::ResetPeaks() {
   stats_.peak_mapped_bytes = stats_.mapped_bytes;
 }
 
-void Arena::ForEachChunk(
-    const std::function<void(const Chunk&)>& visit) const {
+void Arena::ForEachChunk(const std::function<void(const Chunk&)>& visit) const {
   for (const auto& [base, first] : regions_) {
     for (ChunkId id = first; id != kNoChunk; id = chunks_[id].next) {
       visit(chunks_[id]);

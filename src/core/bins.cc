@@ -33,8 +33,8 @@ void BinSet::Insert(ChunkTable& chunks, ChunkId id) {
     return;
   }
   while (*link != kNoChunk && Priority(*link) > Priority(id)) {
-    link = Before(chunks, id, *link) ? &chunks[*link].left
-                                     : &chunks[*link].right;
+    link =
+        Before(chunks, id, *link) ? &chunks[*link].left : &chunks[*link].right;
   }
   // What hangs here is divided into what comes before `id` and what after.
   ChunkId rest = *link;
@@ -59,8 +59,8 @@ void BinSet::Erase(ChunkTable& chunks, ChunkId id) {
   const int bin = BinForSize(chunks[id].bytes);
   ChunkId* link = &roots_[bin];
   while (*link != id) {
-    link = Before(chunks, id, *link) ? &chunks[*link].left
-                                     : &chunks[*link].right;
+    link =
+        Before(chunks, id, *link) ? &chunks[*link].left : &chunks[*link].right;
   }
   ChunkId before = chunks[id].left;
   ChunkId after = chunks[id].right;

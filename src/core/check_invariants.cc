@@ -119,8 +119,7 @@ std::optional<std::string> Arena::CheckInvariants() const {
   sum.peak_mapped_bytes = now.peak_mapped_bytes;
   sum.growths = now.growths;
   sum.trims = now.trims;
-  if (!(sum == now) ||
-      sum.mapped_bytes != sum.bytes_in_use + sum.free_bytes ||
+  if (!(sum == now) || sum.mapped_bytes != sum.bytes_in_use + sum.free_bytes ||
       now.growths - now.trims != now.steps) {
     return "I6 counted: a counter differs from the sum of the chunks";
   }

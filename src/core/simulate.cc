@@ -135,13 +135,13 @@ class HighWater {
 };
 
 double NanosecondsPerEvent(const Steps& trace) {
+  if (trace.steps.empty()) return 0;
   using Clock = std::chrono::steady_clock;
   Simulation premapped(kReplayRangeBytes, StepsOf(kReplayRangeBytes));
   const Clock::time_point start = Clock::now();
   ReplayOn(premapped.arena, trace, [](const Chunk&) {});
   const std::chrono::duration<double, std::nano> elapsed = Clock::now() - start;
-  return elapsed.count() /
-         static_cast<double>(std::max<size_t>(trace.steps.size(), 1));
+  return elapsed.count() / static_cast<double>(trace.steps.size());
 }
 
 }  // namespace

@@ -120,9 +120,9 @@ jax_bfc_status Open(jax_bfc_device_kind kind, int32_t ordinal, const char* name,
                     size_t length, jax_bfc_context* context) {
   return Guarded([&] {
     if (kind != JAX_BFC_HOST) {
-      return Fail(JAX_BFC_UNIMPLEMENTED,
-                  "jax_bfc: device kind " + std::to_string(kind) +
-                      "; this version knows 0 (host).");
+      return Fail(JAX_BFC_UNIMPLEMENTED, "jax_bfc: device kind " +
+                                             std::to_string(kind) +
+                                             "; this version knows 0 (host).");
     }
     if (ordinal < 0 || ordinal >= static_cast<int32_t>(kMaxHostPools)) {
       return Fail(JAX_BFC_INVALID_ARGUMENT,
@@ -173,9 +173,10 @@ jax_bfc_status Allocate(jax_bfc_context* context, size_t bytes,
                   "filled in.");
     }
     std::optional<OomReport> report;
-    const std::optional<Allocation> made = PoolAt(context->pool)
-        .Allocate(context->kernel, bytes, alignment, &report,
-                  std::exchange(context->calls, 0) != 0);
+    const std::optional<Allocation> made =
+        PoolAt(context->pool)
+            .Allocate(context->kernel, bytes, alignment, &report,
+                      std::exchange(context->calls, 0) != 0);
     if (!made) [[unlikely]] {
       return Fail(JAX_BFC_RESOURCE_EXHAUSTED, report->Text());
     }
@@ -225,11 +226,19 @@ jax_bfc_status CallSiteBind(uint64_t id, jax_bfc_context* context) {
   });
 }
 
-constexpr jax_bfc_api kApi = {
-    sizeof(jax_bfc_api), JAX_BFC_API_MAJOR, JAX_BFC_API_MINOR, JAX_BFC_VERSION,
-    LastError,           BeginCall,         Open,              SetLabel,
-    Allocate,            Free,              CallSiteCreate,    CallSiteDestroy,
-    CallSiteBind};
+constexpr jax_bfc_api kApi = {sizeof(jax_bfc_api),
+                              JAX_BFC_API_MAJOR,
+                              JAX_BFC_API_MINOR,
+                              JAX_BFC_VERSION,
+                              LastError,
+                              BeginCall,
+                              Open,
+                              SetLabel,
+                              Allocate,
+                              Free,
+                              CallSiteCreate,
+                              CallSiteDestroy,
+                              CallSiteBind};
 
 }  // namespace
 }  // namespace jax_bfc

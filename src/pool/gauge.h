@@ -34,7 +34,11 @@ struct LocalGauge {
   void Add(int64_t change, int64_t quantum, SharedGauge& shared) {
     delta += change;
     high = std::max(high, delta);
-    if (delta > quantum || delta < -quantum) Publish(shared);
+    // Beyond the quantum on either side, in one comparison.
+    if (static_cast<uint64_t>(delta + quantum) >
+        2 * static_cast<uint64_t>(quantum)) [[unlikely]] {
+      Publish(shared);
+    }
   }
 
   void Publish(SharedGauge& shared) {

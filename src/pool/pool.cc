@@ -84,74 +84,75 @@ std::optional<Allocation> Pool::Allocate(KernelId kernel, size_t bytes,
                                          size_t alignment,
                                          std::optional<OomReport>* report,
                                          bool new_call) {
-  const size_t rounded = RoundedBytes(bytes);
+  const Request request{kernel, bytes, alignment, new_call};
   const uint32_t slot_index = ThreadSlot();
   Slot& slot = *SlotFor(slot_index);
+  slot.lock.lock();
+  Entry* entry = slot.TakeCached(RoundedBytes(bytes), alignment);
+  if (entry == nullptr) [[unlikely]] {
+    return AllocateFromArena(slot, slot_index, request, report);
+  }
+  ++slot.cache_hits;
+  const Allocation allocation = HandOut(slot, slot_index, *entry, request);
+  slot.lock.unlock();
+  return allocation;
+}
+
+std::optional<Allocation> Pool::AllocateFromArena(
+    Slot& slot, uint32_t slot_index, const Request& request,
+    std::optional<OomReport>* report) {
+  const auto enter = [&](ChunkId chunk) {
+    Entry& entry = slot.NewEntry();
+    entry.address = arena_->chunk(chunk).address;
+    entry.bytes = arena_->chunk(chunk).bytes;
+    entry.chunk = chunk;
+    return HandOut(slot, slot_index, entry, request);
+  };
   {
-    const std::lock_guard lock(slot.lock);
-    uint32_t entry = slot.TakeCached(rounded, alignment);
-    if (entry != Slot::kNone) {
-      ++slot.cache_hits;
-      return HandOut(slot, slot_index, entry, kernel, bytes, new_call);
-    }
+    const std::lock_guard lock(slot.lock, std::adopt_lock);
     const std::lock_guard arena_lock(arena_mutex_);
-    const ChunkId chunk = arena().TryAllocate(bytes, alignment);
-    if (chunk != kNoChunk) {
-      entry = slot.NewEntry();
-      Fill(slot.entries[entry], arena_->chunk(chunk), chunk);
-      return HandOut(slot, slot_index, entry, kernel, bytes, new_call);
-    }
+    const ChunkId chunk = arena().TryAllocate(request.bytes, request.alignment);
+    if (chunk != kNoChunk) return enter(chunk);
   }
   // Not under the slot's lock: flushing takes every slot's in turn.
   Flush();
-  ChunkId chunk = AllocateByGrowing(bytes, alignment);
+  ChunkId chunk = AllocateByGrowing(request.bytes, request.alignment);
   if (chunk == kNoChunk) {
     reclaim_();
-    chunk = AllocateByGrowing(bytes, alignment);
+    chunk = AllocateByGrowing(request.bytes, request.alignment);
   }
   {
     const std::lock_guard lock(slot.lock);
     if (chunk != kNoChunk) {
-      const uint32_t entry = slot.NewEntry();
       const std::lock_guard arena_lock(arena_mutex_);
-      Fill(slot.entries[entry], arena_->chunk(chunk), chunk);
-      return HandOut(slot, slot_index, entry, kernel, bytes, new_call);
+      return enter(chunk);
     }
-    KernelCounters& counters = slot.Counters(kernel);
+    KernelCounters& counters = slot.Counters(request.kernel);
     ++counters.failures;
-    counters.calls += new_call;
+    counters.calls += request.new_call;
   }
-  *report = Report(kernel, bytes, alignment);
+  *report = Report(request.kernel, request.bytes, request.alignment);
   return std::nullopt;
 }
 
-void Pool::Fill(Entry& entry, const Chunk& chunk, ChunkId id) {
-  entry.address = chunk.address;
-  entry.bytes = chunk.bytes;
-  entry.chunk = id;
-}
-
-std::optional<Allocation> Pool::HandOut(Slot& slot, uint32_t slot_index,
-                                        uint32_t entry_index, KernelId kernel,
-                                        size_t bytes, bool new_call) {
-  Entry& entry = slot.entries[entry_index];
+inline Allocation Pool::HandOut(Slot& slot, uint32_t slot_index, Entry& entry,
+                                const Request& request) {
   entry.state = Entry::State::kLive;
-  entry.kernel = kernel;
-  entry.requested_bytes = bytes;
+  entry.kernel = request.kernel;
+  entry.requested_bytes = request.bytes;
   const auto chunk_bytes = static_cast<int64_t>(entry.bytes);
   const int64_t quantum = quantum_.load(std::memory_order_relaxed);
-  ++slot.live;
-  slot.requested_bytes += bytes;
+  slot.requested_bytes += request.bytes;
   slot.in_use.Add(chunk_bytes, quantum, in_use_);
-  KernelCounters& counters = slot.Counters(kernel);
-  counters.calls += new_call;
+  KernelCounters& counters = slot.Counters(request.kernel);
+  counters.calls += request.new_call;
   ++counters.allocations;
-  counters.total_bytes += bytes;
-  counters.largest_bytes = std::max<uint64_t>(counters.largest_bytes, bytes);
-  counters.in_use.Add(chunk_bytes, quantum, kernels_in_use_[kernel]);
-  return Allocation{
-      reinterpret_cast<void*>(entry.address), entry.bytes,
-      MakeId(index_, slot_index, entry_index, entry.generation)};
+  counters.total_bytes += request.bytes;
+  counters.largest_bytes =
+      std::max<uint64_t>(counters.largest_bytes, request.bytes);
+  counters.in_use.Add(chunk_bytes, quantum, kernels_in_use_[request.kernel]);
+  return {reinterpret_cast<void*>(entry.address), entry.bytes,
+          MakeId(index_, slot_index, entry.index, entry.generation)};
 }
 
 ChunkId Pool::AllocateByGrowing(size_t bytes, size_t alignment) {
@@ -174,36 +175,36 @@ bool Pool::Free(void* ptr, uint64_t id) {
       entry.address != reinterpret_cast<uintptr_t>(ptr)) {
     return false;
   }
-  if (entry.generation == kGenerationMask) {
-    entry.generation = 1;
-  } else {
-    ++entry.generation;
-  }
+  entry.generation =
+      entry.generation == kGenerationMask ? 1 : entry.generation + 1;
   const auto chunk_bytes = static_cast<int64_t>(entry.bytes);
   const int64_t quantum = quantum_.load(std::memory_order_relaxed);
-  --slot.live;
   slot.requested_bytes -= entry.requested_bytes;
   slot.in_use.Add(-chunk_bytes, quantum, in_use_);
   slot.kernels[entry.kernel].in_use.Add(-chunk_bytes, quantum,
                                         kernels_in_use_[entry.kernel]);
 
   const size_t max_bytes = cache_max_bytes_.load(std::memory_order_relaxed);
-  if (entry.bytes > max_bytes) {
-    const std::lock_guard arena_lock(arena_mutex_);
-    arena_->Free(entry.chunk);
-    slot.Retire(index);
-    return true;
-  }
   if (slot.cached == kCacheChunks ||
       slot.cached_bytes + entry.bytes > max_bytes) [[unlikely]] {
-    const std::lock_guard arena_lock(arena_mutex_);
-    const auto free_chunk = [&](ChunkId chunk) { arena_->Free(chunk); };
-    if (slot.cached == kCacheChunks) slot.Evict(kCacheEvicted, free_chunk);
-    while (slot.cached_bytes + entry.bytes > max_bytes) {
-      slot.Evict(1, free_chunk);
-    }
+    if (!MakeRoom(slot, entry, max_bytes)) return true;
   }
-  slot.PutCached(index);
+  slot.PutCached(entry);
+  return true;
+}
+
+bool Pool::MakeRoom(Slot& slot, Entry& entry, size_t max_bytes) {
+  const std::lock_guard arena_lock(arena_mutex_);
+  const auto free_chunk = [&](ChunkId chunk) { arena_->Free(chunk); };
+  if (entry.bytes > max_bytes) {
+    free_chunk(entry.chunk);
+    slot.Retire(entry);
+    return false;
+  }
+  if (slot.cached == kCacheChunks) slot.Evict(kCacheEvicted, free_chunk);
+  while (slot.cached_bytes + entry.bytes > max_bytes) {
+    slot.Evict(1, free_chunk);
+  }
   return true;
 }
 
@@ -226,12 +227,13 @@ size_t Pool::Trim() {
 PoolStats Pool::Stats() {
   PoolStats stats;
   GaugeSum in_use;
+  size_t cached = 0;
   ForEachSlot([&](Slot& slot) {
     in_use.Add(slot.in_use);
     stats.requested_bytes += slot.requested_bytes;
     stats.cached_bytes += slot.cached_bytes;
     stats.cache_hits += slot.cache_hits;
-    stats.live += slot.live;
+    cached += slot.cached;
     for (uint32_t i = 0; i < slot.cached; ++i) {
       stats.largest_free_bytes =
           std::max(stats.largest_free_bytes, slot.cache_bytes[i]);
@@ -247,6 +249,9 @@ PoolStats Pool::Stats() {
   stats.peak_bytes_in_use = static_cast<size_t>(in_use.Peak(in_use_));
   const std::lock_guard lock(arena_mutex_);
   if (arena_ != nullptr) stats.arena = arena_->stats();
+  // Other threads may have gone on between the slots and here.
+  stats.live =
+      stats.arena.chunks_in_use - std::min(cached, stats.arena.chunks_in_use);
   stats.largest_free_bytes =
       std::max(stats.largest_free_bytes, stats.arena.largest_free_bytes);
   stats.limit_bytes =

@@ -52,10 +52,10 @@ struct Allocation {
 struct PoolStats {
   ArenaStats arena;  // where what is in a front cache counts as in use
   size_t limit_bytes = 0;
-  size_t bytes_in_use = 0;       // chunk bytes handed out
-  size_t peak_bytes_in_use = 0;  // see gauge.h
-  size_t requested_bytes = 0;    // of those, what was asked for
-  size_t cached_bytes = 0;       // in front caches
+  size_t bytes_in_use = 0;        // chunk bytes handed out
+  size_t peak_bytes_in_use = 0;   // see gauge.h
+  size_t requested_bytes = 0;     // of those, what was asked for
+  size_t cached_bytes = 0;        // in front caches
   size_t largest_free_bytes = 0;  // in the arena or in a cache
   uint64_t allocations = 0;
   uint64_t cache_hits = 0;
@@ -112,7 +112,9 @@ class Pool {
   static constexpr uint32_t kGenerationBits = 24;
   static constexpr uint32_t kIndexBits = 24;
   // The pool of an allocation id.
-  static uint32_t PoolOf(uint64_t id) { return static_cast<uint32_t>(id >> 56); }
+  static uint32_t PoolOf(uint64_t id) {
+    return static_cast<uint32_t>(id >> 56);
+  }
 
  private:
   Slot* SlotFor(uint32_t index) {
@@ -123,11 +125,22 @@ class Pool {
   template <typename Visit>
   void ForEachSlot(Visit&& visit);  // each under its lock, one at a time
 
-  // Under the slot's lock: enters a chunk of the arena, or one of the cache.
-  std::optional<Allocation> HandOut(Slot& slot, uint32_t slot_index,
-                                    uint32_t entry, KernelId kernel,
-                                    size_t bytes, bool new_call);
-  static void Fill(Entry& entry, const Chunk& chunk, ChunkId id);
+  struct Request {
+    KernelId kernel;
+    size_t bytes;
+    size_t alignment;
+    bool new_call;
+  };
+  // Takes over the slot's lock.
+  [[gnu::noinline]] std::optional<Allocation> AllocateFromArena(
+      Slot& slot, uint32_t slot_index, const Request& request,
+      std::optional<OomReport>* report);
+  // Under the slot's lock.
+  Allocation HandOut(Slot& slot, uint32_t slot_index, Entry& entry,
+                     const Request& request);
+  // Under the slot's lock: evicts until the cache has room for the entry; false
+  // where it never has, and the chunk went to the arena.
+  [[gnu::noinline]] bool MakeRoom(Slot& slot, Entry& entry, size_t max_bytes);
   ChunkId AllocateByGrowing(size_t bytes, size_t alignment);
   OomReport Report(KernelId kernel, size_t bytes, size_t alignment);
 
@@ -161,7 +174,7 @@ class Pool::Everything {
   Everything(const Everything&) = delete;
   Everything& operator=(const Everything&) = delete;
 
-  size_t Live() const;              // allocations handed out
+  size_t Live() const;  // allocations handed out
   size_t MappedBytes() const;
   size_t MappedAfterTrim() const;
   void Trim();

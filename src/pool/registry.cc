@@ -76,11 +76,10 @@ Pool& MakeHostPool(uint32_t ordinal) {
   Registry& registry = LockedRegistry();
   std::atomic<Pool*>& place = registry.host_pools[ordinal];
   if (Pool* made = place.load(std::memory_order_acquire)) return *made;
-  auto* pool = new Pool(
-      ordinal, "cpu:" + std::to_string(ordinal), ConfigOf(registry, ordinal),
-      &registry.host_budget, [] {
-        for (Pool* other : AllPools()) other->Trim();
-      });
+  auto* pool = new Pool(ordinal, "cpu:" + std::to_string(ordinal),
+                        ConfigOf(registry, ordinal), &registry.host_budget, [] {
+                          for (Pool* other : AllPools()) other->Trim();
+                        });
   place.store(pool, std::memory_order_release);
   return *pool;
 }

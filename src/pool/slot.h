@@ -28,9 +28,10 @@ struct Entry {
   size_t requested_bytes;
   KernelId kernel;
   ChunkId chunk;
-  uint32_t generation;  // of the next or present use, 1 to kMaxGeneration
+  uint32_t index;       // of this entry in its slot
+  uint32_t generation;  // of the next or present use, from 1
   State state;
-  uint32_t next_unused;
+  Entry* next_unused;
 };
 
 struct KernelCounters {
@@ -43,17 +44,14 @@ struct KernelCounters {
 };
 
 struct alignas(64) Slot {
-  static constexpr uint32_t kNone = ~uint32_t{0};
-
   SpinLock lock;
   uint32_t cached = 0;  // the newest is at cached - 1
   size_t cached_bytes = 0;
   std::array<size_t, kCacheChunks> cache_bytes;
-  std::array<uint32_t, kCacheChunks> cache_entries;
+  std::array<Entry*, kCacheChunks> cache_entries;
 
   BlockArray<Entry> entries;
-  uint32_t unused = kNone;
-  uint32_t live = 0;
+  Entry* unused = nullptr;
 
   LocalGauge in_use;
   uint64_t requested_bytes = 0;  // of what is handed out
@@ -61,34 +59,34 @@ struct alignas(64) Slot {
   std::vector<KernelCounters> kernels;
 
   KernelCounters& Counters(KernelId kernel) {
-    if (kernel >= kernels.size()) [[unlikely]] kernels.resize(kernel + 1);
+    if (kernel >= kernels.size()) [[unlikely]]
+      kernels.resize(kernel + 1);
     return kernels[kernel];
   }
 
-  // Takes the newest chunk of exactly `bytes` out of the cache; kNone if there
+  // Takes the newest chunk of exactly `bytes` out of the cache; null if there
   // is none so aligned.
-  uint32_t TakeCached(size_t bytes, size_t alignment) {
+  Entry* TakeCached(size_t bytes, size_t alignment) {
     for (uint32_t i = cached; i-- > 0;) {
       if (cache_bytes[i] != bytes) continue;
-      const uint32_t index = cache_entries[i];
-      if ((entries[index].address & (alignment - 1)) != 0) continue;
+      Entry* entry = cache_entries[i];
+      if ((entry->address & (alignment - 1)) != 0) continue;
       --cached;
       cached_bytes -= bytes;
       for (; i < cached; ++i) {
         cache_bytes[i] = cache_bytes[i + 1];
         cache_entries[i] = cache_entries[i + 1];
       }
-      return index;
+      return entry;
     }
-    return kNone;
+    return nullptr;
   }
 
   // REQUIRES: cached < kCacheChunks.
-  void PutCached(uint32_t index) {
-    Entry& entry = entries[index];
+  void PutCached(Entry& entry) {
     entry.state = Entry::State::kCached;
     cache_bytes[cached] = entry.bytes;
-    cache_entries[cached] = index;
+    cache_entries[cached] = &entry;
     ++cached;
     cached_bytes += entry.bytes;
   }
@@ -97,10 +95,9 @@ struct alignas(64) Slot {
   template <typename GiveBack>
   void Evict(uint32_t count, GiveBack&& give_back) {
     for (uint32_t i = 0; i < count; ++i) {
-      Entry& entry = entries[cache_entries[i]];
-      cached_bytes -= entry.bytes;
-      give_back(entry.chunk);
-      Retire(cache_entries[i]);
+      cached_bytes -= cache_bytes[i];
+      give_back(cache_entries[i]->chunk);
+      Retire(*cache_entries[i]);
     }
     for (uint32_t i = count; i < cached; ++i) {
       cache_bytes[i - count] = cache_bytes[i];
@@ -109,20 +106,22 @@ struct alignas(64) Slot {
     cached -= count;
   }
 
-  uint32_t NewEntry() {
-    if (unused == kNone) {
-      const auto index = static_cast<uint32_t>(entries.Grow());
-      entries[index].generation = 1;
-      return index;
+  Entry& NewEntry() {
+    if (unused == nullptr) {
+      const size_t index = entries.Grow();
+      Entry& entry = entries[index];
+      entry.index = static_cast<uint32_t>(index);
+      entry.generation = 1;
+      return entry;
     }
-    const uint32_t index = unused;
-    unused = entries[index].next_unused;
-    return index;
+    Entry& entry = *unused;
+    unused = entry.next_unused;
+    return entry;
   }
-  void Retire(uint32_t index) {
-    entries[index].state = Entry::State::kUnused;
-    entries[index].next_unused = unused;
-    unused = index;
+  void Retire(Entry& entry) {
+    entry.state = Entry::State::kUnused;
+    entry.next_unused = unused;
+    unused = &entry;
   }
 };
 

@@ -38,17 +38,15 @@ uint32_t AssignThreadSlot() {
       return thread_slot = owner.slot;
     }
   }
-  return thread_slot =
-             sharers.fetch_add(1, std::memory_order_relaxed) % kSlots;
+  return thread_slot = sharers.fetch_add(1, std::memory_order_relaxed) % kSlots;
 }
 
 }  // namespace internal
 
 void KeepOnlyThisThreadSlot() {
-  slots_taken.store(owner.slot == internal::kNoSlot
-                        ? 0
-                        : uint64_t{1} << owner.slot,
-                    std::memory_order_relaxed);
+  slots_taken.store(
+      owner.slot == internal::kNoSlot ? 0 : uint64_t{1} << owner.slot,
+      std::memory_order_relaxed);
 }
 
 }  // namespace jax_bfc

@@ -149,7 +149,8 @@ std::optional<std::tuple<nb::capsule, nb::capsule>> RegisterTarget(
   const auto capsule = [](XLA_FFI_Handler* handler) {
     return nb::capsule(reinterpret_cast<void*>(handler));
   };
-  return std::make_tuple(capsule(target->instantiate), capsule(target->execute));
+  return std::make_tuple(capsule(target->instantiate),
+                         capsule(target->execute));
 }
 
 template <typename T>

@@ -75,8 +75,9 @@ nb::object DLPack(const Scratch& scratch, const nb::kwargs& kwargs) {
   nb::capsule owner(holder, [](void* p) noexcept {
     delete static_cast<std::shared_ptr<Lease>*>(p);
   });
-  nb::object array = nb::cast(nb::ndarray<nb::array_api, uint8_t, nb::ndim<1>, nb::device::cpu>(
-      (*holder)->allocation.ptr, {scratch.nbytes}, owner));
+  nb::object array = nb::cast(
+      nb::ndarray<nb::array_api, uint8_t, nb::ndim<1>, nb::device::cpu>(
+          (*holder)->allocation.ptr, {scratch.nbytes}, owner));
   return array.attr("__dlpack__")(**kwargs);
 }
 
@@ -108,17 +109,21 @@ void BindScratch(nb::module_& m) {
                       "Scratch memory inside a `with jax_bfc.scratch()` block.")
       .def_prop_ro(
           "ptr",
-          [](const Scratch& s) { return reinterpret_cast<uintptr_t>(s.Data()); },
+          [](const Scratch& s) {
+            return reinterpret_cast<uintptr_t>(s.Data());
+          },
           "The address of the first byte. ValueError after the block.")
       .def_ro("nbytes", &Scratch::nbytes, "The size, in bytes.")
       .def("__dlpack__", &DLPack,
            "A DLPack capsule of uint8[nbytes] that keeps the memory.")
-      .def("__dlpack_device__",
-           [](const Scratch&) { return std::make_pair(1, 0); },
-           nb::sig("def __dlpack_device__(self) -> tuple[int, int]"),
-           "(1, 0): DLPack's CPU device.")
-      .def("close", [](Scratch& s) { s.lease.reset(); },
-           "Ends the block's own hold on the memory.");
+      .def(
+          "__dlpack_device__",
+          [](const Scratch&) { return std::make_pair(1, 0); },
+          nb::sig("def __dlpack_device__(self) -> tuple[int, int]"),
+          "(1, 0): DLPack's CPU device.")
+      .def(
+          "close", [](Scratch& s) { s.lease.reset(); },
+          "Ends the block's own hold on the memory.");
   m.def("allocate", &Allocate, "ordinal"_a, "nbytes"_a, "alignment"_a,
         nb::sig("def allocate(ordinal: int, nbytes: int, alignment: int) -> "
                 "Scratch | dict[str, typing.Any]"));

@@ -57,8 +57,8 @@ size_t HostTotalBytes(const std::string& root) {
     const std::string path = line.substr(second + 1);
     if (path.empty() || path[0] != '/') continue;
     if (controllers == ",,") {
-      total = std::min(total, SmallestLimit(root + "/sys/fs/cgroup", path,
-                                            "memory.max"));
+      total = std::min(
+          total, SmallestLimit(root + "/sys/fs/cgroup", path, "memory.max"));
     } else if (controllers.find(",memory,") != std::string::npos) {
       total = std::min(total, SmallestLimit(root + "/sys/fs/cgroup/memory",
                                             path, "memory.limit_in_bytes"));

@@ -64,8 +64,8 @@ typedef struct jax_bfc_allocation {
 /* What an XLA FFI handler was called with, taken from its XLA_FFI_CallFrame. */
 typedef struct jax_bfc_call_args {
   size_t struct_size;
-  const void* xla_api;   /* const XLA_FFI_Api* */
-  void* xla_context;     /* XLA_FFI_ExecutionContext* or XLA_FFI_InvokeContext* */
+  const void* xla_api; /* const XLA_FFI_Api* */
+  void* xla_context;   /* XLA_FFI_ExecutionContext* or XLA_FFI_InvokeContext* */
   const void* xla_frame; /* const XLA_FFI_CallFrame* */
   int32_t xla_stage;     /* XLA_FFI_ExecutionStage */
 } jax_bfc_call_args;
@@ -108,7 +108,8 @@ typedef struct jax_bfc_api {
                              size_t alignment, jax_bfc_allocation* allocation);
 
   /* Frees an allocation. JAX_BFC_INVALID_ARGUMENT where (ptr, id) is not one
-   * that is in use: a foreign pointer, or freed before. Nothing changes then. */
+   * that is in use: a foreign pointer, or freed before. Nothing changes then.
+   */
   jax_bfc_status (*free)(void* ptr, uint64_t id);
 
   /* A call site of a handler that keeps state of its own: create it in the

@@ -266,7 +266,7 @@ class ScratchAllocator {
   std::string message_;
 };
 
-}  // namespace JAX_BFC_HIDDEN
+}  // namespace v1_0 JAX_BFC_HIDDEN
 }  // namespace jax_bfc
 
 namespace xla::ffi {
