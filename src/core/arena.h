@@ -6,13 +6,14 @@
 // back by Trim when a step is wholly free.
 //
 // Invariants, proved by CheckInvariants():
-//   I1 tiled      a region's chunks cover it in address order, no gap, no
-//   overlap I2 coalesced  no two neighbouring chunks are both free, or both
-//   unmapped I3 binned     a chunk is in exactly one bin iff it is free, and in
-//   its own I4 aligned    chunks start and end at multiples of kQuantum I5
-//   findable   every chunk start maps to its chunk, nothing else maps I6
-//   counted    every counter equals the sum that it names I7 bounded    mapped
-//   bytes never exceed the limit, no peak its current
+//   I1 tiled      a region's chunks cover it in order, no gap, no overlap
+//   I2 coalesced  no two neighbouring chunks are both free, or both unmapped
+//   I3 binned     a chunk is in exactly one bin iff it is free, in its own
+//   I4 aligned    chunks start and end at multiples of kQuantum
+//   I5 findable   every chunk start maps to its chunk, nothing else maps
+//   I6 counted    every counter equals the sum that it names
+//   I7 bounded    mapped bytes never exceed the limit, no peak is under its
+//                 current
 //
 // Cost: allocate, free and find O(log n) in the number of chunks, growing O(log
 // n) a place tried; host memory by the chunk, never by the byte of arena.

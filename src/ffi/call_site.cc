@@ -3,12 +3,12 @@
 #include <cstring>
 #include <map>
 #include <memory>
-#include <mutex>
 
 namespace jax_bfc {
-namespace {
 
-std::mutex types_mutex;
+constinit std::mutex ffi_mutex;
+
+namespace {
 
 // By API; an entry never moves, since XLA keeps pointers into it.
 std::map<const XLA_FFI_Api*, XLA_FFI_TypeId>& Types() {
@@ -34,7 +34,7 @@ XLA_FFI_Error* MakeError(const XLA_FFI_Api* api, XLA_FFI_Error_Code code,
 
 XLA_FFI_Error* RegisterCallSiteType(const XLA_FFI_Api* api,
                                     XLA_FFI_TypeId* type_id) {
-  const std::lock_guard lock(types_mutex);
+  const std::lock_guard lock(ffi_mutex);
   XLA_FFI_TypeId& registered = Types()[api];
   if (registered.type_id == 0) {
     constexpr char kName[] = "jax_bfc.CallSite";

@@ -4,11 +4,15 @@
 #define JAX_BFC_FFI_CALL_SITE_H_
 
 #include <cstdint>
+#include <mutex>
 
 #include "pool/kernel_table.h"
 #include "xla/ffi/api/c_api.h"
 
 namespace jax_bfc {
+
+// Guards the tables of this layer; held across a fork.
+extern std::mutex ffi_mutex;
 
 // Shared by every device and every concurrent execution of its executable.
 // Its deleter takes no lock: XLA runs it on any thread, at exit too.

@@ -1,5 +1,7 @@
 #include "ffi/targets.h"
 
+#include <pthread.h>
+
 #include <array>
 #include <cstddef>
 #include <mutex>
@@ -18,7 +20,6 @@ struct Entry {
 // Written before a function that reads its entry is handed out.
 std::array<Entry, kMaxTargets> entries;
 int entries_used = 0;
-std::mutex entries_mutex;
 
 // Whose frame this thread is in.
 struct CurrentFrame {
@@ -78,7 +79,11 @@ constexpr std::array<Target, kMaxTargets> kTargets =
 std::optional<Target> MakeTarget(std::string_view name,
                                  XLA_FFI_Handler* execute) {
   const KernelId kernel = InternKernel(name);
-  const std::lock_guard lock(entries_mutex);
+  static const int registered =
+      pthread_atfork([] { ffi_mutex.lock(); }, [] { ffi_mutex.unlock(); },
+                     [] { ffi_mutex.unlock(); });
+  static_cast<void>(registered);
+  const std::lock_guard lock(ffi_mutex);
   for (int i = 0; i < entries_used; ++i) {
     if (entries[i].kernel == kernel && entries[i].execute == execute) {
       return kTargets[i];

@@ -9,10 +9,11 @@ namespace {
 
 struct Table {
   std::mutex mutex;
-  std::map<std::string, KernelId, std::less<>> ids{{"(unregistered)", 0},
-                                                   {"(other)", 1}};
-  std::array<std::string, kMaxKernels> names{"(unregistered)", "(other)"};
-  std::atomic<uint32_t> count{2};
+  std::map<std::string, KernelId, std::less<>> ids{
+      {"(unregistered)", 0}, {"(other)", 1}, {"(python)", 2}};
+  std::array<std::string, kMaxKernels> names{"(unregistered)", "(other)",
+                                             "(python)"};
+  std::atomic<uint32_t> count{3};
   std::array<std::atomic<int64_t>, kMaxKernels> call_sites{};
 };
 

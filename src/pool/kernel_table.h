@@ -11,7 +11,8 @@ namespace jax_bfc {
 
 using KernelId = uint32_t;
 inline constexpr KernelId kUnregistered = 0;  // "(unregistered)"
-inline constexpr KernelId kOtherKernels = 1;  // once the table is full
+inline constexpr KernelId kOtherKernels = 1;  // "(other)": the table is full
+inline constexpr KernelId kPython = 2;        // "(python)": jax_bfc.scratch()
 inline constexpr uint32_t kMaxKernels = 2048;
 
 // Process-wide; entries are never removed. Thread-safe.

@@ -87,20 +87,19 @@ std::optional<Allocation> Pool::Allocate(KernelId kernel, size_t bytes,
   const Request request{kernel, bytes, alignment, new_call};
   const uint32_t slot_index = ThreadSlot();
   Slot& slot = *SlotFor(slot_index);
-  slot.lock.lock();
+  std::unique_lock lock(slot.lock);
   Entry* entry = slot.TakeCached(RoundedBytes(bytes), alignment);
   if (entry == nullptr) [[unlikely]] {
-    return AllocateFromArena(slot, slot_index, request, report);
+    return AllocateFromArena(std::move(lock), slot, slot_index, request,
+                             report);
   }
   ++slot.cache_hits;
-  const Allocation allocation = HandOut(slot, slot_index, *entry, request);
-  slot.lock.unlock();
-  return allocation;
+  return HandOut(slot, slot_index, *entry, request);
 }
 
 std::optional<Allocation> Pool::AllocateFromArena(
-    Slot& slot, uint32_t slot_index, const Request& request,
-    std::optional<OomReport>* report) {
+    std::unique_lock<SpinLock> lock, Slot& slot, uint32_t slot_index,
+    const Request& request, std::optional<OomReport>* report) {
   const auto enter = [&](ChunkId chunk) {
     Entry& entry = slot.NewEntry();
     entry.address = arena_->chunk(chunk).address;
@@ -109,28 +108,27 @@ std::optional<Allocation> Pool::AllocateFromArena(
     return HandOut(slot, slot_index, entry, request);
   };
   {
-    const std::lock_guard lock(slot.lock, std::adopt_lock);
     const std::lock_guard arena_lock(arena_mutex_);
     const ChunkId chunk = arena().TryAllocate(request.bytes, request.alignment);
     if (chunk != kNoChunk) return enter(chunk);
   }
   // Not under the slot's lock: flushing takes every slot's in turn.
+  lock.unlock();
   Flush();
   ChunkId chunk = AllocateByGrowing(request.bytes, request.alignment);
   if (chunk == kNoChunk) {
     reclaim_();
     chunk = AllocateByGrowing(request.bytes, request.alignment);
   }
-  {
-    const std::lock_guard lock(slot.lock);
-    if (chunk != kNoChunk) {
-      const std::lock_guard arena_lock(arena_mutex_);
-      return enter(chunk);
-    }
-    KernelCounters& counters = slot.Counters(request.kernel);
-    ++counters.failures;
-    counters.calls += request.new_call;
+  lock.lock();
+  if (chunk != kNoChunk) {
+    const std::lock_guard arena_lock(arena_mutex_);
+    return enter(chunk);
   }
+  KernelCounters& counters = slot.Counters(request.kernel);
+  ++counters.failures;
+  counters.calls += request.new_call;
+  lock.unlock();
   *report = Report(request.kernel, request.bytes, request.alignment);
   return std::nullopt;
 }

@@ -131,10 +131,9 @@ class Pool {
     size_t alignment;
     bool new_call;
   };
-  // Takes over the slot's lock.
   [[gnu::noinline]] std::optional<Allocation> AllocateFromArena(
-      Slot& slot, uint32_t slot_index, const Request& request,
-      std::optional<OomReport>* report);
+      std::unique_lock<SpinLock> lock, Slot& slot, uint32_t slot_index,
+      const Request& request, std::optional<OomReport>* report);
   // Under the slot's lock.
   Allocation HandOut(Slot& slot, uint32_t slot_index, Entry& entry,
                      const Request& request);

@@ -15,6 +15,7 @@
 #include "ffi/c_table.h"
 #include "ffi/targets.h"
 #include "pool/registry.h"
+#include "python/gil.h"
 #include "python/scratch.h"
 #include "source/host_memory.h"
 
@@ -40,7 +41,7 @@ void MakeVisibleToKernels() {
 nb::dict Stats(uint32_t ordinal) {
   PoolStats stats;
   {
-    const nb::gil_scoped_release release;
+    const GilRelease release;
     stats = HostPool(ordinal).Stats();
   }
   nb::dict d;
@@ -70,7 +71,7 @@ nb::dict Stats(uint32_t ordinal) {
 nb::dict Kernels(uint32_t ordinal) {
   std::vector<KernelStats> kernels;
   {
-    const nb::gil_scoped_release release;
+    const GilRelease release;
     kernels = HostPool(ordinal).Kernels();
   }
   nb::dict result;
@@ -95,7 +96,7 @@ std::optional<std::string> Configure(Ordinal ordinal, size_t limit_bytes,
                                      size_t initial_bytes, double growth_factor,
                                      size_t max_growth_bytes, bool preallocate,
                                      std::optional<bool> huge_pages) {
-  const nb::gil_scoped_release release;
+  const GilRelease release;
   PoolConfig config;
   config.limit_bytes = limit_bytes;
   config.growth = {initial_bytes, growth_factor, max_growth_bytes};
@@ -109,7 +110,7 @@ std::optional<std::string> Configure(Ordinal ordinal, size_t limit_bytes,
 // Of the pools that exist.
 template <typename Visit>
 void ForEachPool(Ordinal ordinal, Visit&& visit) {
-  const nb::gil_scoped_release release;
+  const GilRelease release;
   if (ordinal) {
     if (Pool* pool = FindPool(*ordinal)) visit(*pool);
     return;
@@ -128,12 +129,12 @@ void ResetPeaks(Ordinal ordinal) {
 }
 
 std::optional<std::string> Reset(Ordinal ordinal) {
-  const nb::gil_scoped_release release;
+  const GilRelease release;
   return ResetHost(ordinal);
 }
 
 std::optional<std::string> LastOomReport(uint32_t ordinal) {
-  const nb::gil_scoped_release release;
+  const GilRelease release;
   std::string report = HostPool(ordinal).LastOomReport();
   if (report.empty()) return std::nullopt;
   return report;
@@ -164,7 +165,7 @@ nb::dict ReplayTrace(const Column<uint8_t>& is_allocate,
   }
   ReplayResult result;
   {
-    const nb::gil_scoped_release release;
+    const GilRelease release;
     std::vector<TraceEvent> events(is_allocate.size());
     for (size_t i = 0; i < events.size(); ++i) {
       events[i] = {is_allocate.data()[i] != 0, ids.data()[i], bytes.data()[i]};

@@ -2,6 +2,7 @@
 
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 
@@ -11,6 +12,7 @@
 #include <utility>
 
 #include "pool/registry.h"
+#include "python/gil.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -86,9 +88,8 @@ nb::object Allocate(uint32_t ordinal, size_t nbytes, size_t alignment) {
   std::optional<OomReport> report;
   std::optional<Allocation> made;
   {
-    const nb::gil_scoped_release release;
-    static const KernelId kernel = InternKernel("(python)");
-    made = HostPool(ordinal).Allocate(kernel, nbytes, alignment, &report);
+    const GilRelease release;
+    made = HostPool(ordinal).Allocate(kPython, nbytes, alignment, &report);
   }
   if (made) {
     return nb::cast(Scratch{std::make_shared<Lease>(*made), nbytes});

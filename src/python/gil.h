@@ -1,0 +1,36 @@
+// Releases the interpreter's lock for a scope.
+//
+// Up to Python 3.13 a daemon thread that wants the lock back while the
+// interpreter ends is ended by pthread_exit, which unwinds the stack; that
+// would go through nanobind's frames, which let nothing through, and abort the
+// process. Such a thread waits here for the end of the process instead, as
+// Python 3.14 has it.
+#ifndef JAX_BFC_PYTHON_GIL_H_
+#define JAX_BFC_PYTHON_GIL_H_
+
+#include <Python.h>
+#include <cxxabi.h>
+#include <unistd.h>
+
+namespace jax_bfc {
+
+class GilRelease {
+ public:
+  GilRelease() : state_(PyEval_SaveThread()) {}
+  ~GilRelease() {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (const abi::__forced_unwind&) {
+      for (;;) pause();
+    }
+  }
+  GilRelease(const GilRelease&) = delete;
+  GilRelease& operator=(const GilRelease&) = delete;
+
+ private:
+  PyThreadState* const state_;
+};
+
+}  // namespace jax_bfc
+
+#endif  // JAX_BFC_PYTHON_GIL_H_
