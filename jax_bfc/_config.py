@@ -57,10 +57,10 @@ def _bytes(name: str, value: Any) -> int:
         value = int(float(match[1]) * _UNITS[match[2]])
     elif isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}; {valid}")
-    value = int(value)
-    if not 0 < value <= _core.MAX_REQUEST:
-        raise ValueError(f"{name}={value}; {valid}, at most {_core.MAX_REQUEST}")
-    return value
+    size = int(value)
+    if not 0 < size <= _core.MAX_REQUEST:
+        raise ValueError(f"{name}={size}; {valid}, at most {_core.MAX_REQUEST}")
+    return size
 
 
 def _real(name: str, value: Any, valid: str) -> float:
@@ -267,9 +267,7 @@ def _from_environment() -> dict[str, Any]:
     if (text := os.environ.get("JAX_BFC_PREALLOCATE")) is not None:
         flags = {"1": True, "true": True, "0": False, "false": False}
         if text.lower() not in flags:
-            raise ValueError(
-                f"JAX_BFC_PREALLOCATE={text!r}; valid: {', '.join(flags)}"
-            )
+            raise ValueError(f"JAX_BFC_PREALLOCATE={text!r}; valid: {', '.join(flags)}")
         changes["preallocate"] = flags[text.lower()]
     if (text := os.environ.get("JAX_BFC_SOURCE")) is not None:
         changes["source"] = text

@@ -40,7 +40,8 @@ def ordinal_of(device: Any) -> int:
 def ordinal_or_default(device: Any) -> int:
     """The same, where ``None`` is JAX's default device (starts its backend)."""
     if device is None:
-        device = jax.config.jax_default_device or jax.local_devices()[0]
+        config: Any = jax.config  # its options are not in its type
+        device = config.jax_default_device or jax.local_devices()[0]
         if isinstance(device, str):  # jax_default_device may name a platform
             device = jax.local_devices(backend=device)[0]
     return ordinal_of(device)
