@@ -113,8 +113,8 @@ def test_a_memoryview_is_of_the_memory() -> None:
     with jax_bfc.scratch(1000) as s, memoryview(s) as view:
         assert (view.format, view.shape, view.readonly) == ("B", (1000,), False)
         view[:] = bytes(range(250)) * 4
-        assert np.frombuffer(s, np.uint8)[501] == 1
-        array = np.frombuffer(s, np.float32)
+        assert np.frombuffer(memoryview(s), np.uint8)[501] == 1
+        array = np.frombuffer(memoryview(s), np.float32)
         assert array.ctypes.data == s.ptr
 
 
@@ -221,7 +221,11 @@ def test_a_capsule_that_nobody_takes_frees() -> None:
 
 def test_the_last_of_several_exports_frees() -> None:
     with jax_bfc.scratch(400) as s:
-        exports: list[Any] = [memoryview(s), np.from_dlpack(s), np.frombuffer(s)]
+        exports: list[Any] = [
+            memoryview(s),
+            np.from_dlpack(s),
+            np.frombuffer(memoryview(s)),
+        ]
     del s
     while exports:
         assert live() == 1
@@ -292,7 +296,7 @@ def test_threads_never_share_memory() -> None:
     def work(mark: int) -> None:
         for i in range(300):
             with jax_bfc.scratch(64 + (i * 977) % 5000) as s:
-                array = np.frombuffer(s, np.uint8)
+                array = np.frombuffer(memoryview(s), np.uint8)
                 array[:] = mark
                 if not (array == mark).all():
                     failures.append(f"{mark} in round {i}")

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 
 namespace jax_bfc {
@@ -58,12 +59,15 @@ struct GaugeSum {
     delta += local.delta;
     most_above = std::max(most_above, local.high - local.delta);
   }
-  int64_t Value(const SharedGauge& shared) const {
-    return shared.value.load(std::memory_order_relaxed) + delta;
+  // While the slots are locked.
+  size_t Value(const SharedGauge& shared) const {
+    return static_cast<size_t>(shared.value.load(std::memory_order_relaxed) +
+                               delta);
   }
-  int64_t Peak(const SharedGauge& shared) const {
-    return std::max(shared.peak.load(std::memory_order_relaxed),
-                    Value(shared) + most_above);
+  size_t Peak(const SharedGauge& shared) const {
+    return std::max(
+        static_cast<size_t>(shared.peak.load(std::memory_order_relaxed)),
+        Value(shared) + static_cast<size_t>(most_above));
   }
 };
 

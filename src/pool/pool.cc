@@ -58,23 +58,24 @@ Arena& Pool::arena() {
 }
 
 Slot* Pool::NewSlot(uint32_t index) {
-  auto made = std::make_unique<Slot>();
-  Slot* expected = nullptr;
-  if (slots_[index].compare_exchange_strong(expected, made.get(),
-                                            std::memory_order_acq_rel)) {
-    return made.release();
+  const std::lock_guard lock(slots_mutex_);
+  Slot* slot = slots_[index].load(std::memory_order_acquire);
+  if (slot == nullptr) {
+    slot = new Slot;
+    slots_[index].store(slot, std::memory_order_release);
   }
-  return expected;
+  return slot;
 }
 
-template <typename Visit>
-void Pool::ForEachSlot(Visit&& visit) {
+Pool::LockedSlots Pool::LockSlots() {
+  LockedSlots locked{std::unique_lock(slots_mutex_), {}, {}};
   for (std::atomic<Slot*>& slot_pointer : slots_) {
     Slot* slot = slot_pointer.load(std::memory_order_acquire);
     if (slot == nullptr) continue;
-    const std::lock_guard lock(slot->lock);
-    visit(*slot);
+    locked.slots.push_back(slot);
+    locked.locks.emplace_back(slot->lock);
   }
+  return locked;
 }
 
 // ---------------------------------------------------------------------------
@@ -207,10 +208,13 @@ bool Pool::MakeRoom(Slot& slot, Entry& entry, size_t max_bytes) {
 }
 
 void Pool::Flush() {
-  ForEachSlot([&](Slot& slot) {
-    const std::lock_guard lock(arena_mutex_);
-    slot.Evict(slot.cached, [&](ChunkId chunk) { arena_->Free(chunk); });
-  });
+  for (std::atomic<Slot*>& slot_pointer : slots_) {
+    Slot* slot = slot_pointer.load(std::memory_order_acquire);
+    if (slot == nullptr) continue;
+    const std::lock_guard lock(slot->lock);
+    const std::lock_guard arena_lock(arena_mutex_);
+    slot->Evict(slot->cached, [&](ChunkId chunk) { arena_->Free(chunk); });
+  }
 }
 
 size_t Pool::Trim() {
@@ -226,30 +230,30 @@ PoolStats Pool::Stats() {
   PoolStats stats;
   GaugeSum in_use;
   size_t cached = 0;
-  ForEachSlot([&](Slot& slot) {
-    in_use.Add(slot.in_use);
-    stats.requested_bytes += slot.requested_bytes;
-    stats.cached_bytes += slot.cached_bytes;
-    stats.cache_hits += slot.cache_hits;
-    cached += slot.cached;
-    for (uint32_t i = 0; i < slot.cached; ++i) {
+  const LockedSlots locked = LockSlots();
+  for (const Slot* slot : locked.slots) {
+    in_use.Add(slot->in_use);
+    stats.requested_bytes += slot->requested_bytes;
+    stats.cached_bytes += slot->cached_bytes;
+    stats.cache_hits += slot->cache_hits;
+    cached += slot->cached;
+    for (uint32_t i = 0; i < slot->cached; ++i) {
       stats.largest_free_bytes =
-          std::max(stats.largest_free_bytes, slot.cache_bytes[i]);
+          std::max(stats.largest_free_bytes, slot->cache_bytes[i]);
     }
-    for (const KernelCounters& kernel : slot.kernels) {
+    for (const KernelCounters& kernel : slot->kernels) {
       stats.allocations += kernel.allocations;
       stats.failures += kernel.failures;
       stats.total_bytes += kernel.total_bytes;
       stats.largest_bytes = std::max(stats.largest_bytes, kernel.largest_bytes);
     }
-  });
-  stats.bytes_in_use = static_cast<size_t>(in_use.Value(in_use_));
-  stats.peak_bytes_in_use = static_cast<size_t>(in_use.Peak(in_use_));
+  }
+  stats.bytes_in_use = in_use.Value(in_use_);
+  stats.peak_bytes_in_use = in_use.Peak(in_use_);
   const std::lock_guard lock(arena_mutex_);
   if (arena_ != nullptr) stats.arena = arena_->stats();
-  // Other threads may have gone on between the slots and here.
-  stats.live =
-      stats.arena.chunks_in_use - std::min(cached, stats.arena.chunks_in_use);
+  // With what a thread has just got by growing and not yet entered in its slot.
+  stats.live = stats.arena.chunks_in_use - cached;
   stats.largest_free_bytes =
       std::max(stats.largest_free_bytes, stats.arena.largest_free_bytes);
   stats.limit_bytes =
@@ -261,41 +265,45 @@ std::vector<KernelStats> Pool::Kernels() {
   const uint32_t count = KernelCount();
   std::vector<KernelStats> kernels(count);
   std::vector<GaugeSum> in_use(count);
-  ForEachSlot([&](Slot& slot) {
-    for (size_t i = 0; i < slot.kernels.size() && i < count; ++i) {
-      const KernelCounters& from = slot.kernels[i];
-      KernelStats& to = kernels[i];
-      to.calls += from.calls;
-      to.allocations += from.allocations;
-      to.total_bytes += from.total_bytes;
-      to.largest_bytes = std::max(to.largest_bytes, from.largest_bytes);
-      to.failures += from.failures;
-      in_use[i].Add(from.in_use);
+  {
+    const LockedSlots locked = LockSlots();
+    for (const Slot* slot : locked.slots) {
+      for (size_t i = 0; i < slot->kernels.size() && i < count; ++i) {
+        const KernelCounters& from = slot->kernels[i];
+        KernelStats& to = kernels[i];
+        to.calls += from.calls;
+        to.allocations += from.allocations;
+        to.total_bytes += from.total_bytes;
+        to.largest_bytes = std::max(to.largest_bytes, from.largest_bytes);
+        to.failures += from.failures;
+        in_use[i].Add(from.in_use);
+      }
     }
-  });
+    for (uint32_t i = 0; i < count; ++i) {
+      kernels[i].bytes_in_use = in_use[i].Value(kernels_in_use_[i]);
+      kernels[i].peak_bytes_in_use = in_use[i].Peak(kernels_in_use_[i]);
+    }
+  }
   std::vector<KernelStats> used;
   for (uint32_t i = 0; i < count; ++i) {
     KernelStats& kernel = kernels[i];
     kernel.call_sites = KernelCallSites(i).load(std::memory_order_relaxed);
     if (kernel.calls == 0 && kernel.call_sites == 0) continue;
     kernel.name = KernelName(i);
-    kernel.bytes_in_use =
-        static_cast<size_t>(in_use[i].Value(kernels_in_use_[i]));
-    kernel.peak_bytes_in_use =
-        static_cast<size_t>(in_use[i].Peak(kernels_in_use_[i]));
     used.push_back(std::move(kernel));
   }
   return used;
 }
 
 void Pool::ResetPeaks() {
-  ForEachSlot([&](Slot& slot) {
-    slot.in_use.Publish(in_use_);
-    for (size_t i = 0; i < slot.kernels.size(); ++i) {
-      slot.kernels[i].in_use.Publish(kernels_in_use_[i]);
-      slot.kernels[i].largest_bytes = 0;
+  const LockedSlots locked = LockSlots();
+  for (Slot* slot : locked.slots) {
+    slot->in_use.Publish(in_use_);
+    for (size_t i = 0; i < slot->kernels.size(); ++i) {
+      slot->kernels[i].in_use.Publish(kernels_in_use_[i]);
+      slot->kernels[i].largest_bytes = 0;
     }
-  });
+  }
   in_use_.peak = in_use_.value.load();
   for (uint32_t i = 0; i < kMaxKernels; ++i) {
     kernels_in_use_[i].peak = kernels_in_use_[i].value.load();
@@ -336,22 +344,9 @@ std::string Pool::LastOomReport() {
 // ---------------------------------------------------------------------------
 // Everything.
 
-Pool::Everything::Everything(Pool* pool) : pool_(pool) {
-  for (uint32_t i = 0; i < kSlots; ++i) {
-    slots_.push_back(pool->SlotFor(i));
-    slots_.back()->lock.lock();
-  }
-  pool->arena_mutex_.lock();
-  Flush();
-}
-
-Pool::Everything::~Everything() {
-  pool_->arena_mutex_.unlock();
-  for (Slot* slot : slots_) slot->lock.unlock();
-}
-
-void Pool::Everything::Flush() {
-  for (Slot* slot : slots_) {
+Pool::Everything::Everything(Pool* pool)
+    : pool_(pool), locked_(pool->LockSlots()), arena_lock_(pool->arena_mutex_) {
+  for (Slot* slot : locked_.slots) {
     slot->Evict(slot->cached,
                 [&](ChunkId chunk) { pool_->arena_->Free(chunk); });
   }
@@ -390,7 +385,7 @@ void Pool::Everything::Reset() {
     pool_->kernels_in_use_[i].value = 0;
     pool_->kernels_in_use_[i].peak = 0;
   }
-  for (Slot* slot : slots_) {
+  for (Slot* slot : locked_.slots) {
     slot->in_use = {};
     slot->requested_bytes = 0;
     slot->cache_hits = 0;

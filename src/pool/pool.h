@@ -9,7 +9,8 @@
 // same budget and grow, fail with a report. The pool goes on.
 //
 // Locks: a slot's, then the arena's; one slot at a time, but for those who take
-// all of them in the order of their index. No lock is held in a callback.
+// all of them in the order of their index, after the mutex for new slots. No
+// lock is held in a callback.
 #ifndef JAX_BFC_POOL_POOL_H_
 #define JAX_BFC_POOL_POOL_H_
 
@@ -122,8 +123,15 @@ class Pool {
     return slot != nullptr ? slot : NewSlot(index);
   }
   Slot* NewSlot(uint32_t index);
-  template <typename Visit>
-  void ForEachSlot(Visit&& visit);  // each under its lock, one at a time
+  // The slots that threads use, each locked, in the order of their index, so
+  // that what is read or changed in all of them is of one moment. A thread's
+  // first use of the pool waits for `slots_mutex`, so that none is missed.
+  struct LockedSlots {
+    std::unique_lock<std::mutex> none_new;
+    std::vector<Slot*> slots;
+    std::vector<std::unique_lock<SpinLock>> locks;
+  };
+  LockedSlots LockSlots();
 
   struct Request {
     KernelId kernel;
@@ -152,6 +160,7 @@ class Pool {
   const std::function<void()> reclaim_;
   std::atomic<int64_t> quantum_;         // of the gauges, in bytes
   std::atomic<size_t> cache_max_bytes_;  // of one front cache
+  std::mutex slots_mutex_;               // taken first of all
   std::array<std::atomic<Slot*>, kSlots> slots_{};
 
   SharedGauge in_use_;
@@ -169,7 +178,6 @@ class Pool {
 class Pool::Everything {
  public:
   explicit Everything(Pool* pool);
-  ~Everything();
   Everything(const Everything&) = delete;
   Everything& operator=(const Everything&) = delete;
 
@@ -182,9 +190,9 @@ class Pool::Everything {
   const PoolConfig& config() const { return pool_->config_; }
 
  private:
-  void Flush();
   Pool* const pool_;
-  std::vector<Slot*> slots_;
+  const LockedSlots locked_;
+  const std::lock_guard<std::mutex> arena_lock_;
 };
 
 }  // namespace jax_bfc

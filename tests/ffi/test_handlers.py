@@ -72,10 +72,11 @@ def addresses(size: int, alignment: int, count: int = 1) -> Any:
 class TestSizes:
     @pytest.fixture(autouse=True)
     def _x64(self) -> Any:
-        before = jax.config.jax_enable_x64
-        jax.config.update("jax_enable_x64", True)
+        config: Any = jax.config  # its options are not in its type
+        before = config.jax_enable_x64
+        config.update("jax_enable_x64", True)
         yield
-        jax.config.update("jax_enable_x64", before)
+        config.update("jax_enable_x64", before)
 
     @pytest.mark.parametrize("alignment", [1, 16, 256, 4096, 2 << 20])
     def test_alignment_is_met(self, alignment: int) -> None:

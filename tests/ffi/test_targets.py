@@ -96,9 +96,7 @@ def test_scratch_in_another_stage_is_refused_by_its_name(kernels: Kernels) -> No
 
 def test_two_libraries_share_the_pool(kernels: Kernels) -> None:
     jax_bfc.register_ffi_target("test.new", kernels.capsule("kDouble"))
-    jax_bfc.register_ffi_target(
-        "test.old", kernels.capsule("kDouble", "kernels_older")
-    )
+    jax_bfc.register_ffi_target("test.old", kernels.capsule("kDouble", "kernels_older"))
     run(kernels, "test.new")
     run(kernels, "test.old")
     stats = jax_bfc.memory_stats()
@@ -131,10 +129,7 @@ for i in (0, 1023, 1029):
 print(sorted(jax_bfc.kernel_stats()))
 """
     )
-    assert (
-        run_python(program).strip()
-        == "['(unregistered)', 'many.0', 'many.1023']"
-    )
+    assert run_python(program).strip() == "['(unregistered)', 'many.0', 'many.1023']"
 
 
 PRELUDE = """

@@ -64,8 +64,8 @@ ffi::Future Async(ffi::ThreadPool pool, jax_bfc::ScratchAllocator scratch,
 }
 
 // Labels, Free, several allocations, moves.
-ffi::Error Everything(jax_bfc::ScratchAllocator given,
-                      ffi::Buffer<ffi::F32> x, ffi::ResultBuffer<ffi::F32> y) {
+ffi::Error Everything(jax_bfc::ScratchAllocator given, ffi::Buffer<ffi::F32> x,
+                      ffi::ResultBuffer<ffi::F32> y) {
   jax_bfc::ScratchAllocator scratch = std::move(given);
   const size_t n = x.element_count();
   void* kept[10];
@@ -133,13 +133,10 @@ ffi::Error Nothing(ffi::Buffer<ffi::F32>, ffi::ResultBuffer<ffi::F32>) {
 
 }  // namespace
 
-#define UNARY                       \
-  .Arg<ffi::Buffer<ffi::F32>>()     \
-      .Ret<ffi::Buffer<ffi::F32>>()
+#define UNARY .Arg<ffi::Buffer<ffi::F32>>().Ret<ffi::Buffer<ffi::F32>>()
 #define SCRATCH Ctx<jax_bfc::ScratchAllocator>()
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(kDouble, Double,
-                              ffi::Ffi::Bind().SCRATCH UNARY);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(kDouble, Double, ffi::Ffi::Bind().SCRATCH UNARY);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(kAddresses, Addresses,
                               ffi::Ffi::Bind()
                                   .SCRATCH.Attr<int64_t>("size")

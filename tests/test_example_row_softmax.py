@@ -1,0 +1,35 @@
+"""examples/row_softmax: builds and runs as its README says."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "row_softmax"
+
+
+def run(*command: object) -> str:
+    done = subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_quick_start_builds_and_runs(tmp_path: Path) -> None:
+    beside_python = str(Path(sys.executable).parent)
+    cmake = shutil.which("cmake") or shutil.which("cmake", path=beside_python)
+    if cmake is None:
+        pytest.skip("needs CMake")
+    run(cmake, "-S", EXAMPLE, "-B", tmp_path, f"-DPython_EXECUTABLE={sys.executable}")
+    run(cmake, "--build", tmp_path)
+    out = run(sys.executable, EXAMPLE / "run.py", tmp_path)
+    assert "largest difference from jax.nn.softmax" in out
+    assert "KernelStats(calls=1, " in out
+    assert "bytes_in_use=0, " in out
