@@ -273,14 +273,18 @@ std::string Difference(const Setup& setup, const Program& program) {
   return Text("operation ", mismatch->op, ": ", mismatch->text);
 }
 
-// Leaves out ever smaller pieces of a failing program while it still fails.
+// Leaves out ever smaller pieces of a failing program while it still fails, for
+// as long as `budget` operations last.
 Program Shrink(const Setup& setup, Program program, size_t deep_every) {
+  size_t budget = 20'000'000;
   for (size_t piece = program.size() / 2; piece > 0; piece /= 2) {
     for (size_t begin = 0; begin < program.size();) {
+      if (budget < program.size()) return program;
+      budget -= program.size();
       Program shorter(program.begin(), program.begin() + begin);
       const size_t end = std::min(begin + piece, program.size());
       shorter.insert(shorter.end(), program.begin() + end, program.end());
-      const size_t every = program.size() < 3000 ? 1 : deep_every;
+      const size_t every = program.size() < 300 ? 1 : deep_every;
       if (const auto mismatch = Run(setup, shorter, every)) {
         shorter.resize(std::min(shorter.size(), mismatch->op + 1));
         program = std::move(shorter);

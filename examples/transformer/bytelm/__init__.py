@@ -1,0 +1,1 @@
+"""A byte-level transformer whose heavy operations are custom XLA FFI kernels."""

@@ -1,0 +1,162 @@
+"""The operations of the model, as functions that jit, grad and vmap know."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bytelm import reference
+from bytelm.kernels import Kernels, Source
+
+Array = jax.Array
+Residuals = tuple[Array, ...]
+
+
+@dataclass(frozen=True)
+class Ops:
+    """One implementation of every operation.
+
+    attention(q, k, v): causal; all [..., time, heads, dim] float32, also the result.
+    cross_entropy(hidden, head, labels): [rows, dim], [dim, vocabulary], [rows]
+      int32 -> the loss of each row, [rows].
+    int8_matmul(x, w): [rows, depth] @ [depth, columns], rows of x and columns of w
+      quantised to 8 bits on the fly. Not differentiable.
+    sample(logits, uniform, temperature, top_k, top_p): [..., vocabulary], random
+      numbers [...] in [0, 1) -> tokens [...] int32. top_k=0: no limit.
+    """
+
+    name: str
+    attention: Callable[[Array, Array, Array], Array]
+    cross_entropy: Callable[[Array, Array, Array], Array]
+    int8_matmul: Callable[[Array, Array], Array]
+    sample: Callable[[Array, Array, float, int, float], Array]
+
+
+PLAIN = Ops(
+    "jax",
+    reference.attention,
+    reference.cross_entropy,
+    reference.int8_matmul,
+    reference.sample,
+)
+
+
+def like(array: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)
+
+
+def attention_op(
+    kernels: Kernels, source: Source
+) -> Callable[[Array, Array, Array], Array]:
+    def sizes(q: Array) -> tuple[int, int, int, int]:
+        *batch, time, heads, dim = q.shape
+        return (math.prod(batch), time, heads, dim)
+
+    def run_forward(q: Array, k: Array, v: Array) -> list[Array]:
+        *batch, time, heads, _ = q.shape
+        log_sum = jax.ShapeDtypeStruct((*batch, heads, time), jnp.float32)
+        results = [like(q), log_sum]
+        operands = (q, k, v)
+        return kernels.call(
+            "attention_forward", source, operands, results, sizes(q), "broadcast_all"
+        )
+
+    @jax.custom_vjp
+    def attention(q: Array, k: Array, v: Array) -> Array:
+        return run_forward(q, k, v)[0]
+
+    def forward(q: Array, k: Array, v: Array) -> tuple[Array, Residuals]:
+        out, log_sum = run_forward(q, k, v)
+        return out, (q, k, v, out, log_sum)
+
+    def backward(saved: Residuals, d_out: Array) -> tuple[Array, Array, Array]:
+        q, k, v, _, _ = saved
+        results = [like(q), like(k), like(v)]
+        d_q, d_k, d_v = kernels.call(
+            "attention_backward",
+            source,
+            (*saved, d_out),
+            results,
+            sizes(q),
+            "broadcast_all",
+        )
+        return d_q, d_k, d_v
+
+    attention.defvjp(forward, backward)
+    return attention
+
+
+def cross_entropy_op(
+    kernels: Kernels, source: Source
+) -> Callable[[Array, Array, Array], Array]:
+    def run_forward(hidden: Array, head: Array, labels: Array) -> list[Array]:
+        per_row = jax.ShapeDtypeStruct(labels.shape, jnp.float32)
+        return kernels.call(
+            "cross_entropy_forward",
+            source,
+            (hidden, head, labels),
+            [per_row, per_row],
+            (*hidden.shape, head.shape[1]),
+            "sequential",
+        )
+
+    @jax.custom_vjp
+    def cross_entropy(hidden: Array, head: Array, labels: Array) -> Array:
+        return run_forward(hidden, head, labels)[0]
+
+    def forward(hidden: Array, head: Array, labels: Array) -> tuple[Array, Residuals]:
+        loss, log_sum = run_forward(hidden, head, labels)
+        return loss, (hidden, head, labels, log_sum)
+
+    def backward(saved: Residuals, d_loss: Array) -> tuple[Array, Array, None]:
+        hidden, head, _, _ = saved
+        d_hidden, d_head = kernels.call(
+            "cross_entropy_backward",
+            source,
+            (*saved, d_loss),
+            [like(hidden), like(head)],
+            (*hidden.shape, head.shape[1]),
+            "sequential",
+        )
+        return d_hidden, d_head, None
+
+    cross_entropy.defvjp(forward, backward)
+    return cross_entropy
+
+
+def custom_ops(kernels: Kernels, source: Source) -> Ops:
+    """Every operation as a custom kernel with scratch from `source`."""
+
+    def int8_matmul(x: Array, w: Array) -> Array:
+        result = jax.ShapeDtypeStruct((x.shape[0], w.shape[1]), jnp.float32)
+        sizes = (*x.shape, w.shape[1])
+        return kernels.call(
+            "int8_matmul", source, (x, w), [result], sizes, "sequential"
+        )[0]
+
+    def sample(
+        logits: Array, uniform: Array, temperature: float, top_k: int, top_p: float
+    ) -> Array:
+        *batch, vocabulary = logits.shape
+        return kernels.call(
+            "sample",
+            source,
+            (logits, uniform),
+            [jax.ShapeDtypeStruct(tuple(batch), jnp.int32)],
+            (math.prod(batch), vocabulary),
+            "broadcast_all",
+            temperature=np.float32(temperature),
+            top_k=np.int64(top_k),
+            top_p=np.float32(top_p),
+        )[0]
+
+    return Ops(
+        source,
+        attention_op(kernels, source),
+        cross_entropy_op(kernels, source),
+        int8_matmul,
+        sample,
+    )
