@@ -33,8 +33,8 @@ class Effort:
     @staticmethod
     def full() -> Effort:
         return Effort(
-            rounds=31,
-            batch_ns=8_000_000,
+            rounds=61,
+            batch_ns=3_000_000,
             samples=200_000,
             sample_budget_ns=3_000_000_000,
             replays=5,
@@ -44,8 +44,8 @@ class Effort:
     @staticmethod
     def quick() -> Effort:
         return Effort(
-            rounds=7,
-            batch_ns=2_000_000,
+            rounds=9,
+            batch_ns=1_500_000,
             samples=20_000,
             sample_budget_ns=400_000_000,
             replays=3,

@@ -276,7 +276,7 @@ std::string Difference(const Setup& setup, const Program& program) {
 // Leaves out ever smaller pieces of a failing program while it still fails, for
 // as long as `budget` operations last.
 Program Shrink(const Setup& setup, Program program, size_t deep_every) {
-  size_t budget = 20'000'000;
+  size_t budget = 3'000'000;
   for (size_t piece = program.size() / 2; piece > 0; piece /= 2) {
     for (size_t begin = 0; begin < program.size();) {
       if (budget < program.size()) return program;

@@ -49,11 +49,11 @@ def print_checks(console: Console, checks: Sequence[Check]) -> None:
 def print_measurements(console: Console, rows: Sequence[Measurement]) -> None:
     table = Table(
         title="The same model with four sources of scratch",
-        caption="ratio: time / time with malloc in the same turn, median and its 95 % "
-        "interval from five turns on; under 1 is faster. p99 is close to the slowest "
-        "where there are fewer than 100 steps. Scratch and XLA temp in MiB; XLA temp "
-        "is what the compiled program allocates at each run, an extra output included. "
-        "faults: page faults a step.",
+        caption="ratio: time / time with malloc in the same turn, median and, from "
+        "five turns on, its 95 % interval; under 1 is faster. p99 is close to the "
+        "slowest where there are fewer than 100 steps. Scratch and XLA temp in MiB; "
+        "XLA temp is what the compiled program allocates at each run, an extra output "
+        "included. faults: page faults a step.",
     )
     for name in ("workload", "scratch"):
         table.add_column(name, no_wrap=True)
