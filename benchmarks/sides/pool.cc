@@ -12,7 +12,7 @@ namespace jax_bfc::bench {
 namespace {
 
 // Written when an allocation fails, which ends the worker.
-std::optional<OomReport> report;
+std::unique_ptr<OomReport> report;
 
 Pool* From(void* self) { return static_cast<Pool*>(self); }
 

@@ -34,10 +34,12 @@ static_assert(RoundedBytes(256) == 256);
 static_assert(RoundedBytes(257) == 512);
 
 constexpr bool IsValidAlignment(size_t alignment) {
-  return std::has_single_bit(alignment) && alignment <= kMaxAlignment;
+  // std::has_single_bit would be a call where there is no popcnt instruction.
+  return alignment != 0 && (alignment & (alignment - 1)) == 0 &&
+         alignment <= kMaxAlignment;
 }
 
-inline constexpr int kSubBinBits = 4;
+inline constexpr int kSubBinBits = 6;
 inline constexpr int kSubBins = 1 << kSubBinBits;
 inline constexpr int kNumBins = (48 - 8 - kSubBinBits + 1) * kSubBins;
 
@@ -50,11 +52,11 @@ constexpr int BinForSize(size_t bytes) {
          static_cast<int>((units >> octave) & (kSubBins - 1)) - 1;
 }
 static_assert(BinForSize(256) == 0);
-static_assert(BinForSize(15 * 256) == 14);
-static_assert(BinForSize(16 * 256) == 15);
-static_assert(BinForSize(31 * 256) == 30);
-static_assert(BinForSize(32 * 256) == 31);
-static_assert(BinForSize(33 * 256) == 31);
+static_assert(BinForSize(63 * 256) == 62);
+static_assert(BinForSize(64 * 256) == 63);
+static_assert(BinForSize(127 * 256) == 126);
+static_assert(BinForSize(128 * 256) == 127);
+static_assert(BinForSize(129 * 256) == 127);
 static_assert(BinForSize((size_t{1} << 48) - 256) < kNumBins);
 
 }  // namespace jax_bfc

@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <exception>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -172,7 +173,7 @@ jax_bfc_status Allocate(jax_bfc_context* context, size_t bytes,
                   "jax_bfc: a context that neither begin_call nor open "
                   "filled in.");
     }
-    std::optional<OomReport> report;
+    std::unique_ptr<OomReport> report;
     const std::optional<Allocation> made =
         PoolAt(context->pool)
             .Allocate(context->kernel, bytes, alignment, &report,

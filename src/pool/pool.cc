@@ -83,7 +83,7 @@ Pool::LockedSlots Pool::LockSlots() {
 
 std::optional<Allocation> Pool::Allocate(KernelId kernel, size_t bytes,
                                          size_t alignment,
-                                         std::optional<OomReport>* report,
+                                         std::unique_ptr<OomReport>* report,
                                          bool new_call) {
   const Request request{kernel, bytes, alignment, new_call};
   const uint32_t slot_index = ThreadSlot();
@@ -100,7 +100,7 @@ std::optional<Allocation> Pool::Allocate(KernelId kernel, size_t bytes,
 
 std::optional<Allocation> Pool::AllocateFromArena(
     std::unique_lock<SpinLock> lock, Slot& slot, uint32_t slot_index,
-    const Request& request, std::optional<OomReport>* report) {
+    const Request& request, std::unique_ptr<OomReport>* report) {
   const auto enter = [&](ChunkId chunk) {
     Entry& entry = slot.NewEntry();
     entry.address = arena_->chunk(chunk).address;
@@ -130,7 +130,8 @@ std::optional<Allocation> Pool::AllocateFromArena(
   ++counters.failures;
   counters.calls += request.new_call;
   lock.unlock();
-  *report = Report(request.kernel, request.bytes, request.alignment);
+  *report = std::make_unique<OomReport>(
+      Report(request.kernel, request.bytes, request.alignment));
   return std::nullopt;
 }
 

@@ -92,7 +92,7 @@ class Pool {
   // REQUIRES: bytes <= kMaxRequest, IsValidAlignment(alignment).
   std::optional<Allocation> Allocate(KernelId kernel, size_t bytes,
                                      size_t alignment,
-                                     std::optional<OomReport>* report,
+                                     std::unique_ptr<OomReport>* report,
                                      bool new_call = true);
 
   // False, and nothing changes, where this is not in use.
@@ -141,7 +141,7 @@ class Pool {
   };
   [[gnu::noinline]] std::optional<Allocation> AllocateFromArena(
       std::unique_lock<SpinLock> lock, Slot& slot, uint32_t slot_index,
-      const Request& request, std::optional<OomReport>* report);
+      const Request& request, std::unique_ptr<OomReport>* report);
   // Under the slot's lock.
   Allocation HandOut(Slot& slot, uint32_t slot_index, Entry& entry,
                      const Request& request);

@@ -176,6 +176,7 @@ nb::dict ReplayTrace(const Column<uint8_t>& is_allocate,
   d["events"] = result.events;
   d["peak_live_bytes"] = result.peak_live_bytes;
   d["high_water_bytes"] = result.high_water_bytes;
+  d["premapped_high_water_bytes"] = result.premapped_high_water_bytes;
   d["ratio"] = result.ratio;
   d["mapped_bytes"] = result.mapped_bytes;
   d["internal_fragmentation_bytes"] = result.internal_fragmentation_bytes;

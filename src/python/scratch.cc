@@ -85,7 +85,7 @@ nb::object DLPack(const Scratch& scratch, const nb::kwargs& kwargs) {
 
 // A Scratch, or the report as a dict where it does not fit.
 nb::object Allocate(uint32_t ordinal, size_t nbytes, size_t alignment) {
-  std::optional<OomReport> report;
+  std::unique_ptr<OomReport> report;
   std::optional<Allocation> made;
   {
     const GilRelease release;

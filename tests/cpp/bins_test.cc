@@ -53,8 +53,8 @@ TEST(NoBinIsLeftOut) {
       if (bytes % kQuantum == 0) bins.insert(BinForSize(bytes));
     }
   }
-  // Up to 16 quanta a bin holds one size.
-  for (size_t units = 1; units < 16; ++units) {
+  // Below kSubBins quanta a bin holds one size.
+  for (size_t units = 1; units < kSubBins; ++units) {
     bins.insert(BinForSize(units * kQuantum));
   }
   CHECK_EQ(bins.size(), BinForSize((size_t{1} << 48) - kQuantum) + 1);
@@ -88,13 +88,13 @@ TEST(EmptyBinsHaveNoFit) {
 
 TEST(BestFitIsExactWithinOneBin) {
   Fixture f;
-  // 32 and 33 quanta share a bin.
-  CHECK_EQ(BinForSize(32 * 256), BinForSize(33 * 256));
-  const ChunkId large = f.Add(kBase, 33 * 256);
-  const ChunkId small = f.Add(kBase + (1 << 20), 32 * 256);
-  CHECK_EQ(f.bins.BestFit(f.chunks, 32 * 256), small);
-  CHECK_EQ(f.bins.BestFit(f.chunks, 33 * 256), large);
-  CHECK_EQ(f.bins.BestFit(f.chunks, 34 * 256), kNoChunk);
+  // 128 and 129 quanta share a bin.
+  CHECK_EQ(BinForSize(128 * 256), BinForSize(129 * 256));
+  const ChunkId large = f.Add(kBase, 129 * 256);
+  const ChunkId small = f.Add(kBase + (1 << 20), 128 * 256);
+  CHECK_EQ(f.bins.BestFit(f.chunks, 128 * 256), small);
+  CHECK_EQ(f.bins.BestFit(f.chunks, 129 * 256), large);
+  CHECK_EQ(f.bins.BestFit(f.chunks, 130 * 256), kNoChunk);
 }
 
 TEST(TheLowestAddressWinsATie) {

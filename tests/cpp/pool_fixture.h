@@ -67,7 +67,7 @@ inline KernelId TestKernel() {
 // REQUIRES: it fits, or the test fails.
 inline Allocation Get(Pool& pool, size_t bytes, size_t alignment = 1,
                       KernelId kernel = TestKernel()) {
-  std::optional<OomReport> report;
+  std::unique_ptr<OomReport> report;
   const auto made = pool.Allocate(kernel, bytes, alignment, &report);
   if (!made) Fail(__FILE__, __LINE__, report->Text());
   return *made;
@@ -76,9 +76,9 @@ inline Allocation Get(Pool& pool, size_t bytes, size_t alignment = 1,
 // REQUIRES: it does not fit, or the test fails.
 inline OomReport GetRefused(Pool& pool, size_t bytes, size_t alignment = 1,
                             KernelId kernel = TestKernel()) {
-  std::optional<OomReport> report;
+  std::unique_ptr<OomReport> report;
   CHECK(!pool.Allocate(kernel, bytes, alignment, &report));
-  return report.value();
+  return *report;
 }
 
 inline bool Free(Pool& pool, const Allocation& a) {

@@ -2,6 +2,7 @@
 #include <atomic>
 #include <barrier>
 #include <cstring>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <random>
@@ -178,10 +179,10 @@ void Churn(const std::vector<Pool*>& pools, uint64_t seed, int operations,
     const size_t bytes =
         16 + random() % (size_t{1} << (random() % 64 == 0 ? 23 : 14));
     const size_t alignment = size_t{1} << random() % 13;
-    std::optional<OomReport> report;
+    std::unique_ptr<OomReport> report;
     const auto made =
         pools[random() % 2]->Allocate(TestKernel(), bytes, alignment, &report);
-    CHECK(made.has_value() != report.has_value());
+    CHECK(made.has_value() != (report != nullptr));
     if (!made) continue;
     CHECK_EQ(reinterpret_cast<uintptr_t>(made->ptr) % alignment, 0);
     live.push_back({*made, bytes});
