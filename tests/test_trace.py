@@ -249,7 +249,7 @@ def test_zip_bombs_cost_little(case: str, tmp_path: pathlib.Path) -> None:
         "    print(error, mib() - before, sep='\\n')\n"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code, str(path)],
+        [sys.executable, "-P", "-c", code, str(path)],
         capture_output=True,
         text=True,
         check=True,
@@ -266,7 +266,7 @@ def test_zip_bombs_cost_little(case: str, tmp_path: pathlib.Path) -> None:
 
 def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "jax_bfc", *arguments],
+        [sys.executable, "-P", "-m", "jax_bfc", *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -354,7 +354,7 @@ def test_a_closed_pipe_is_no_traceback(tmp_path: pathlib.Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     run = subprocess.run(
-        [sys.executable, "-m", "jax_bfc", "replay", str(path)],
+        [sys.executable, "-P", "-m", "jax_bfc", "replay", str(path)],
         stdout=writer,
         stderr=subprocess.PIPE,
         check=False,
