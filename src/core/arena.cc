@@ -35,16 +35,27 @@ ChunkId Arena::Allocate(size_t bytes, size_t alignment) {
 
 ChunkId Arena::TryAllocate(size_t bytes, size_t alignment) {
   const size_t rounded = RoundedBytes(bytes);
+  if (alignment <= kQuantum) [[likely]] {
+    const ChunkId id = bins_.TakeBestFit(chunks_, rounded);
+    if (id == kNoChunk) return kNoChunk;
+    CountRemoved(id);
+    return HandOut(id, rounded, bytes);
+  }
   const Place place = FindPlace(rounded, alignment);
   if (place.chunk == kNoChunk) return kNoChunk;
-  return Take(place, rounded, bytes);
+  ChunkId id = place.chunk;
+  Remove(id);
+  if (place.address != chunks_[id].address) {
+    const ChunkId aligned = Split(id, place.address);
+    Insert(id);
+    id = aligned;
+  }
+  return HandOut(id, rounded, bytes);
 }
 
 Arena::Place Arena::FindPlace(size_t bytes, size_t alignment) const {
   ChunkId id = bins_.BestFit(chunks_, bytes);
   if (id == kNoChunk) return {kNoChunk, 0};
-  if (alignment <= kQuantum) return {id, chunks_[id].address};
-
   const auto fits = [&](ChunkId candidate, Place* place) {
     const Chunk& c = chunks_[candidate];
     *place = {candidate, RoundUp(c.address, alignment)};
@@ -70,15 +81,10 @@ Arena::Place Arena::FindPlace(size_t bytes, size_t alignment) const {
   return {kNoChunk, 0};
 }
 
-ChunkId Arena::Take(Place place, size_t bytes, size_t requested_bytes) {
-  ChunkId id = place.chunk;
-  Remove(id);
-  if (place.address != chunks_[id].address) {
-    const ChunkId aligned = Split(id, place.address);
-    Insert(id);
-    id = aligned;
+ChunkId Arena::HandOut(ChunkId id, size_t bytes, size_t requested_bytes) {
+  if (chunks_[id].bytes != bytes) {
+    Insert(Split(id, chunks_[id].address + bytes));
   }
-  if (chunks_[id].bytes != bytes) Insert(Split(id, place.address + bytes));
   Chunk& c = chunks_[id];
   c.state = ChunkState::kInUse;
   c.requested_bytes = requested_bytes;
@@ -159,6 +165,10 @@ void Arena::Insert(ChunkId id) {
 
 void Arena::Remove(ChunkId id) {
   bins_.Erase(chunks_, id);
+  CountRemoved(id);
+}
+
+void Arena::CountRemoved(ChunkId id) {
   --stats_.free_chunks;
   stats_.free_bytes -= chunks_[id].bytes;
 }
@@ -176,9 +186,7 @@ bool Arena::Grow(size_t bytes, size_t alignment) {
   const size_t rounded = RoundedBytes(bytes);
   if (rounded > limit_bytes_) return false;
   if (!source_->has_virtual_memory()) {
-    return GrowByRegion(alignment <= kRegionAlignment
-                            ? rounded
-                            : rounded + alignment - kQuantum);
+    return GrowByRegion(rounded);
   }
   // The lowest place where the request fits once memory is behind it, what is
   // free on either side counted. Other places are tried while the source

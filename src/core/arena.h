@@ -119,8 +119,10 @@ class Arena {
   };
   friend struct ArenaTestPeer;
 
+  // REQUIRES: alignment > kQuantum.
   Place FindPlace(size_t bytes, size_t alignment) const;
-  ChunkId Take(Place place, size_t bytes, size_t requested_bytes);
+  // Hands out `id`, which is in no bin; what it has beyond `bytes` stays free.
+  ChunkId HandOut(ChunkId id, size_t bytes, size_t requested_bytes);
 
   // Cuts `id` in two at `address`; the new chunk, in the same state and in no
   // bin, is the upper part.
@@ -131,6 +133,7 @@ class Arena {
   void JoinNext(ChunkId lower);
   void Insert(ChunkId id);  // into its bin
   void Remove(ChunkId id);  // from its bin
+  void CountRemoved(ChunkId id);
 
   // Grow, one place at a time: `needed` bytes at the start of `unmapped`.
   bool GrowInto(ChunkId unmapped, size_t needed_bytes);

@@ -62,8 +62,35 @@ void BinSet::Erase(ChunkTable& chunks, ChunkId id) {
     link =
         Before(chunks, id, *link) ? &chunks[*link].left : &chunks[*link].right;
   }
-  ChunkId before = chunks[id].left;
-  ChunkId after = chunks[id].right;
+  Unlink(chunks, bin, link);
+}
+
+ChunkId BinSet::TakeBestFit(ChunkTable& chunks, size_t bytes) {
+  int bin = BinForSize(bytes);
+  ChunkId* best = nullptr;
+  for (ChunkId* link = &roots_[bin]; *link != kNoChunk;) {
+    Chunk& c = chunks[*link];
+    if (c.bytes < bytes) {
+      link = &c.right;
+    } else {
+      best = link;
+      link = &c.left;
+    }
+  }
+  if (best == nullptr) {
+    bin = NextBin(bin + 1);
+    if (bin == kNumBins) return kNoChunk;
+    best = &roots_[bin];
+    while (chunks[*best].left != kNoChunk) best = &chunks[*best].left;
+  }
+  const ChunkId id = *best;
+  Unlink(chunks, bin, best);
+  return id;
+}
+
+void BinSet::Unlink(ChunkTable& chunks, int bin, ChunkId* link) {
+  ChunkId before = chunks[*link].left;
+  ChunkId after = chunks[*link].right;
   while (before != kNoChunk && after != kNoChunk) {
     if (Priority(before) > Priority(after)) {
       *link = before;

@@ -31,6 +31,8 @@ class BinSet {
   ChunkId BestFit(const ChunkTable& chunks, size_t bytes) const {
     return LowerBound(chunks, bytes, 0);
   }
+  // The same, erased: one descent instead of two.
+  ChunkId TakeBestFit(ChunkTable& chunks, size_t bytes);
   // The chunk after `id` in order, or kNoChunk.
   ChunkId Next(const ChunkTable& chunks, ChunkId id) const {
     return LowerBound(chunks, chunks[id].bytes, chunks[id].address + 1);
@@ -43,6 +45,9 @@ class BinSet {
   int NextBin(int bin) const;
 
  private:
+  // Takes the chunk that `link` names out of the tree of its bin.
+  void Unlink(ChunkTable& chunks, int bin, ChunkId* link);
+
   static constexpr int kWords = (kNumBins + 63) / 64;
   static_assert(kWords <= 64);
 

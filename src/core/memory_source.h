@@ -5,8 +5,8 @@
 // not (Reserve obtains addresses and memory together, a region is one step, and
 // Map and Unmap are never called).
 //
-// Every range is aligned to granularity() at least and to kRegionAlignment
-// where the source can. Not thread-safe: an Arena calls it under its caller's
+// Every range that Reserve gives starts at a multiple of kMaxAlignment, so that
+// every alignment can be met in it. Not thread-safe: an Arena calls it under its caller's
 // lock. A refusal is an answer, never an exception.
 #ifndef JAX_BFC_CORE_MEMORY_SOURCE_H_
 #define JAX_BFC_CORE_MEMORY_SOURCE_H_
@@ -16,9 +16,6 @@
 #include <limits>
 
 namespace jax_bfc {
-
-// The base of a region, so that every alignment up to 2 MiB can be met.
-inline constexpr size_t kRegionAlignment = size_t{2} << 20;
 
 class MemorySource {
  public:

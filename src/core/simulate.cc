@@ -175,7 +175,7 @@ ReplayResult Replay(std::span<const TraceEvent> trace, int repetitions) {
            [&](const Chunk& chunk) { premapped_reach(chunk); });
   result.premapped_high_water_bytes = premapped_reach.bytes();
 
-  Simulation growing(kRegionAlignment);
+  Simulation growing(kMaxAlignment);
   ReplayOn(growing.arena, steps, [](const Chunk&) {});
   result.mapped_bytes = growing.arena.stats().peak_mapped_bytes;
 

@@ -16,6 +16,9 @@
 namespace jax_bfc {
 namespace {
 
+static_assert(JAX_BFC_MAX_ALIGNMENT == kMaxAlignment);
+static_assert(JAX_BFC_MIN_ALIGNMENT == kQuantum);
+
 // Leaked, one for each thread that failed: its text must outlive the thread's
 // other destructors.
 std::string& LastErrorText() {
@@ -175,7 +178,7 @@ jax_bfc_status Allocate(jax_bfc_context* context, size_t bytes,
     }
     std::unique_ptr<OomReport> report;
     const std::optional<Allocation> made =
-        PoolAt(context->pool)
+        HostPool(context->pool)
             .Allocate(context->kernel, bytes, alignment, &report,
                       std::exchange(context->calls, 0) != 0);
     if (!made) [[unlikely]] {

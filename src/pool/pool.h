@@ -187,7 +187,6 @@ class Pool::Everything {
   void Trim();
   void Apply(const PoolConfig& config);  // REQUIRES: it is within the limit
   void Reset();                          // as new; REQUIRES: Live() == 0
-  const PoolConfig& config() const { return pool_->config_; }
 
  private:
   Pool* const pool_;

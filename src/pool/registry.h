@@ -26,8 +26,6 @@ Pool& HostPool(uint32_t ordinal);
 // The pool with an index that an allocation id or a context names; null where
 // there is none (yet).
 Pool* FindPool(uint32_t index);
-// The same, made if need be. REQUIRES: index < kMaxHostPools.
-inline Pool& PoolAt(uint32_t index) { return HostPool(index); }
 
 // The pools that exist.
 std::vector<Pool*> AllPools();

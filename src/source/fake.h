@@ -1,7 +1,7 @@
 // A FakeSource hands out addresses from 2^40 on, with no memory behind them.
 //
 // Addresses are the same on every machine: a new range starts at the lowest
-// multiple of kRegionAlignment that is free, so that ranges are often adjacent
+// multiple of kMaxAlignment that is free, so that ranges are often adjacent
 // and an address given back is soon used again.
 //
 // It counts calls, refuses on demand, and checks what MemorySource requires of
@@ -64,7 +64,7 @@ class FakeSource : public MemorySource {
     uintptr_t base = kBase;
     for (const auto& [start, size] : ranges_) {
       if (base + bytes <= start) break;
-      base = RoundUp(start + size, kRegionAlignment);
+      base = RoundUp(start + size, kMaxAlignment);
     }
     ranges_[base] = bytes;
     reserved_bytes_ += bytes;

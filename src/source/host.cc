@@ -46,13 +46,13 @@ size_t HostSource::granularity() const {
 
 uintptr_t HostSource::Reserve(size_t bytes) {
   // More than is asked for, so that what is cut off leaves an aligned base.
-  const size_t wide = bytes + kRegionAlignment;
+  const size_t wide = bytes + kMaxAlignment;
   if (wide < bytes) return 0;
   void* mapped = mmap(nullptr, wide, PROT_NONE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (mapped == MAP_FAILED) return 0;
   const auto begin = reinterpret_cast<uintptr_t>(mapped);
-  const uintptr_t base = RoundUp(begin, kRegionAlignment);
+  const uintptr_t base = RoundUp(begin, kMaxAlignment);
   if (base != begin) munmap(mapped, base - begin);
   const uintptr_t end = base + RoundUp(bytes, granularity());
   if (end != begin + wide) munmap(Pointer(end), begin + wide - end);

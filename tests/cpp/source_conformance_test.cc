@@ -35,7 +35,7 @@ void CheckConforms(MemorySource& source, bool touch) {
   const uintptr_t b = source.Reserve(unit);
   CHECK(a != 0 && b != 0);
   CHECK(a % unit == 0 && b % unit == 0);
-  CHECK(a % kRegionAlignment == 0 && b % kRegionAlignment == 0);
+  CHECK(a % kMaxAlignment == 0 && b % kMaxAlignment == 0);
   CHECK(a + 8 * unit <= b || b + unit <= a);
   if (source.has_virtual_memory()) {
     // In any order, next to each other, and again after having been taken away.

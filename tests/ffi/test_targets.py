@@ -101,7 +101,6 @@ def test_two_libraries_share_the_pool(kernels: Kernels) -> None:
     run(kernels, "test.old")
     stats = jax_bfc.memory_stats()
     assert stats["num_allocs"] == 2
-    assert stats["num_cache_hits"] >= 0
     assert stats["pool_bytes"] == 2 << 20  # one step served both
     assert jax_bfc.kernel_stats()["test.old"].calls == 1
 
