@@ -18,10 +18,10 @@ jax_bfc_context opened;
 
 Side OpenSide(std::string_view name, size_t arena_bytes) {
   if (name != "c_table") return {};
-  PoolConfig config = HostConfig(0);
-  config.limit_bytes = arena_bytes;
+  DeviceConfig config;
+  config.pool.limit_bytes = arena_bytes;
   const std::optional<std::string> refused =
-      ConfigureHost(/*ordinal=*/std::nullopt, config);
+      Configure(/*index=*/std::nullopt, config);
   if (refused) Die(refused->c_str());
   api = jax_bfc_get_api(JAX_BFC_API_MAJOR, JAX_BFC_API_MINOR);
   if (api == nullptr ||

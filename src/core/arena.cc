@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <utility>
-#include <vector>
 
 namespace jax_bfc {
 
@@ -43,13 +42,8 @@ ChunkId Arena::TryAllocate(size_t bytes, size_t alignment) {
   }
   const Place place = FindPlace(rounded, alignment);
   if (place.chunk == kNoChunk) return kNoChunk;
-  ChunkId id = place.chunk;
-  Remove(id);
-  if (place.address != chunks_[id].address) {
-    const ChunkId aligned = Split(id, place.address);
-    Insert(id);
-    id = aligned;
-  }
+  const ChunkId id =
+      CutOut(place.chunk, place.address, place.address + rounded);
   return HandOut(id, rounded, bytes);
 }
 
@@ -96,13 +90,17 @@ ChunkId Arena::HandOut(ChunkId id, size_t bytes, size_t requested_bytes) {
   return id;
 }
 
-void Arena::Free(ChunkId id) {
+void Arena::Free(ChunkId id) { FreeAndJoin(id); }
+
+ChunkId Arena::FreeAndJoin(ChunkId id) {
   Chunk& c = chunks_[id];
   stats_.requested_bytes -= c.requested_bytes;
   stats_.bytes_in_use -= c.bytes;
   --stats_.chunks_in_use;
   c.state = ChunkState::kFree;
-  Insert(Coalesce(id));
+  const ChunkId joined = Coalesce(id);
+  Insert(joined);
+  return joined;
 }
 
 // ---------------------------------------------------------------------------
@@ -122,6 +120,17 @@ ChunkId Arena::Split(ChunkId id, uintptr_t address) {
   c.bytes -= u.bytes;
   map_.Insert(chunks_, upper);
   return upper;
+}
+
+ChunkId Arena::CutOut(ChunkId id, uintptr_t begin, uintptr_t end) {
+  Remove(id);
+  if (begin != chunks_[id].address) {
+    const ChunkId upper = Split(id, begin);
+    Insert(id);
+    id = upper;
+  }
+  if (end != chunks_[id].end()) Insert(Split(id, end));
+  return id;
 }
 
 ChunkId Arena::Coalesce(ChunkId id) {
@@ -306,82 +315,25 @@ void Arena::CountMapped(ChunkId id, size_t bytes) {
 }
 
 // ---------------------------------------------------------------------------
-// Trim.
-
-std::pair<Arena::Steps::const_iterator, Arena::Steps::const_iterator>
-Arena::StepsIn(const Chunk& chunk) const {
-  const auto first = steps_.lower_bound(chunk.address);
-  auto last = first;
-  while (last != steps_.end() && last->first + last->second <= chunk.end()) {
-    ++last;
-  }
-  return {first, last};
-}
-
-size_t Arena::TrimmableBytes() const {
-  size_t total = 0;
-  for (ChunkId id = bins_.BestFit(chunks_, source_->granularity());
-       id != kNoChunk; id = bins_.Next(chunks_, id)) {
-    const auto [first, last] = StepsIn(chunks_[id]);
-    for (auto step = first; step != last; ++step) total += step->second;
-  }
-  return total;
-}
-
-size_t Arena::Trim() {
-  std::vector<ChunkId> candidates;
-  for (ChunkId id = bins_.BestFit(chunks_, source_->granularity());
-       id != kNoChunk; id = bins_.Next(chunks_, id)) {
-    candidates.push_back(id);
-  }
-  size_t total = 0;
-  for (const ChunkId candidate : candidates) {
-    const auto [first, last] = StepsIn(chunks_[candidate]);
-    // The steps of one free chunk follow one another, so those that the source
-    // takes back are one range; it ends where the source refuses.
-    std::vector<std::pair<uintptr_t, size_t>> given_back;
-    for (auto step = first; step != last; ++step) {
-      if (source_->has_virtual_memory() &&
-          !source_->Unmap(step->first, step->second)) {
-        break;
-      }
-      given_back.emplace_back(*step);
-    }
-    if (given_back.empty()) continue;
-    const uintptr_t begin = given_back.front().first;
-    const uintptr_t end = given_back.back().first + given_back.back().second;
-    for (const auto& [address, bytes] : given_back) steps_.erase(address);
-    stats_.steps -= given_back.size();
-    stats_.trims += given_back.size();
-    stats_.mapped_bytes -= end - begin;
-    total += end - begin;
-
-    ChunkId id = candidate;
-    Remove(id);
-    if (!source_->has_virtual_memory()) {  // the chunk is the whole region
-      map_.Erase(chunks_, id);
-      regions_.erase(begin);
-      --stats_.regions;
-      stats_.reserved_bytes -= end - begin;
-      chunks_.GiveBack(id);
-      source_->Release(begin, end - begin);
-      continue;
-    }
-    if (begin != chunks_[id].address) {
-      const ChunkId upper = Split(id, begin);
-      Insert(id);
-      id = upper;
-    }
-    if (end != chunks_[id].end()) Insert(Split(id, end));
-    chunks_[id].state = ChunkState::kUnmapped;
-    id = Coalesce(id);
-    unmapped_.emplace(chunks_[id].address, id);
-  }
-  return total;
-}
-
-// ---------------------------------------------------------------------------
 // Statistics.
+
+ArenaStats& ArenaStats::operator+=(const ArenaStats& other) {
+  bytes_in_use += other.bytes_in_use;
+  requested_bytes += other.requested_bytes;
+  free_bytes += other.free_bytes;
+  mapped_bytes += other.mapped_bytes;
+  reserved_bytes += other.reserved_bytes;
+  largest_free_bytes = std::max(largest_free_bytes, other.largest_free_bytes);
+  chunks_in_use += other.chunks_in_use;
+  free_chunks += other.free_chunks;
+  regions += other.regions;
+  steps += other.steps;
+  peak_bytes_in_use += other.peak_bytes_in_use;
+  peak_mapped_bytes += other.peak_mapped_bytes;
+  growths += other.growths;
+  trims += other.trims;
+  return *this;
+}
 
 ArenaStats Arena::stats() const {
   ArenaStats stats = stats_;

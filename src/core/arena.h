@@ -33,6 +33,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "core/address_map.h"
 #include "core/bins.h"
@@ -60,6 +61,8 @@ struct ArenaStats {
   uint64_t trims = 0;    // steps given back ever
 
   bool operator==(const ArenaStats&) const = default;
+  // Of several arenas together; the peaks are then no more than a bound.
+  ArenaStats& operator+=(const ArenaStats& other);
 };
 
 class Arena {
@@ -93,6 +96,13 @@ class Arena {
   size_t Trim();
   // What Trim would give back.
   size_t TrimmableBytes() const;
+
+  // Trim in two parts, for memory that work may still touch after it was freed.
+  // HoldFreeSteps takes every step that is wholly free out of circulation, as
+  // chunks in use. Once nothing submitted before touches them, TrimHeld gives
+  // them back; where that cannot be found out, Free makes them free again.
+  std::vector<ChunkId> HoldFreeSteps();
+  size_t TrimHeld(ChunkId held);
 
   // Later growth follows these. What is mapped stays mapped.
   // REQUIRES: limit_bytes >= mapped_bytes.
@@ -143,10 +153,18 @@ class Arena {
   void CountMapped(ChunkId id, size_t bytes);
   size_t RoomBytes() const;
 
-  // The steps that lie wholly in a free chunk: [first, last) in steps_.
+  // The steps that lie wholly in [begin, end): [first, last) in steps_.
   using Steps = std::map<uintptr_t, size_t>;
   std::pair<Steps::const_iterator, Steps::const_iterator> StepsIn(
-      const Chunk& chunk) const;
+      uintptr_t begin, uintptr_t end) const;
+  // Free chunks of at least a step.
+  std::vector<ChunkId> LargeFreeChunks() const;
+  // Gives back the steps of free chunk `id` that lie in [begin, end).
+  size_t TrimRange(ChunkId id, uintptr_t begin, uintptr_t end);
+  // Cuts [begin, end) out of free chunk `id`, which leaves its bin; what is on
+  // either side stays free.
+  ChunkId CutOut(ChunkId id, uintptr_t begin, uintptr_t end);
+  ChunkId FreeAndJoin(ChunkId id);  // the free chunk that it is part of now
 
   MemorySource* const source_;
   size_t limit_bytes_;

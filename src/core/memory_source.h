@@ -48,6 +48,16 @@ class MemorySource {
   virtual size_t AvailableBytes() const {
     return std::numeric_limits<size_t>::max();
   }
+  // What the device itself has left, for reports.
+  virtual size_t DeviceFreeBytes() const { return AvailableBytes(); }
+
+  // Whether work may still touch memory after it was freed: it then belongs to
+  // the order of execution that it was freed in, and only after WaitIdle to
+  // anybody.
+  virtual bool runs_ahead() const { return false; }
+  // Returns when all work submitted before is done; false where that cannot be
+  // found out. Thread-safe.
+  virtual bool WaitIdle() { return true; }
 };
 
 }  // namespace jax_bfc

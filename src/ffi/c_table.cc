@@ -59,15 +59,20 @@ bool Failed(const XLA_FFI_Api* api, XLA_FFI_Error* error) {
   return true;
 }
 
-// Whether handlers called by this XLA run on the host. A handler has a stream
-// on every other platform, and the XLA of a process's CPU client is not that of
-// its plugins, so one question for each is enough.
-bool RunsOnHost(const XLA_FFI_Api* api, XLA_FFI_ExecutionContext* context) {
+// Whether handlers called by this XLA run on the host; `stream` is theirs if
+// not. A handler has a stream on every other platform, and the XLA of a
+// process's CPU client is not that of its plugins, so one question for each is
+// enough.
+bool RunsOnHost(const XLA_FFI_Api* api, XLA_FFI_ExecutionContext* context,
+                cuda::Stream* stream) {
   static std::atomic<const XLA_FFI_Api*> known_host{nullptr};
   if (known_host.load(std::memory_order_relaxed) == api) return true;
   XLA_FFI_Stream_Get_Args args = {XLA_FFI_Stream_Get_Args_STRUCT_SIZE, nullptr,
                                   context, nullptr};
-  if (!Failed(api, api->XLA_FFI_Stream_Get(&args))) return false;
+  if (!Failed(api, api->XLA_FFI_Stream_Get(&args))) {
+    *stream = args.stream;
+    return false;
+  }
   known_host.store(api, std::memory_order_relaxed);
   return true;
 }
@@ -76,6 +81,83 @@ const char* StageName(int stage) {
   constexpr const char* kNames[] = {"instantiate", "prepare", "initialize",
                                     "execute", "record"};
   return stage >= 0 && stage < 5 ? kNames[stage] : "unknown";
+}
+
+jax_bfc_status CudaFailure(const CudaDriver& driver, const char* call,
+                           cuda::Result result) {
+  return Fail(JAX_BFC_INTERNAL, std::string("jax_bfc: ") + call +
+                                    " failed with " +
+                                    CudaErrorName(driver, result));
+}
+
+jax_bfc_status NoSuchDevice(const char* kind, int ordinal, uint32_t count) {
+  return Fail(JAX_BFC_INVALID_ARGUMENT,
+              std::string("jax_bfc: ") + kind + " device " +
+                  std::to_string(ordinal) + "; the valid ones are 0 to " +
+                  std::to_string(count - 1) + ".");
+}
+
+// The pool of a device, made if need be; null, and a failure, where there is
+// none.
+Pool* PoolFor(jax_bfc_device_kind kind, int ordinal, jax_bfc_status* status) {
+  const bool on_host = kind == JAX_BFC_HOST;
+  const uint32_t count = on_host ? kMaxHostPools : kMaxCudaPools;
+  if (!on_host && kind != JAX_BFC_CUDA) {
+    *status = Fail(JAX_BFC_INVALID_ARGUMENT,
+                   "jax_bfc: device kind " + std::to_string(kind) +
+                       "; the valid ones are 0 (host) and 1 (CUDA).");
+    return nullptr;
+  }
+  if (ordinal < 0 || ordinal >= static_cast<int>(count)) {
+    *status = NoSuchDevice(on_host ? "CPU" : "CUDA", ordinal, count);
+    return nullptr;
+  }
+  const auto index = static_cast<uint32_t>(ordinal);
+  std::string why;
+  Pool* pool = PoolOfDevice(on_host ? index : CudaPoolIndex(index), &why);
+  if (pool == nullptr) {
+    *status = Fail(JAX_BFC_FAILED_PRECONDITION, "jax_bfc: " + why + ".");
+  }
+  return pool;
+}
+
+jax_bfc_status BeginCudaCall(int ordinal, cuda::Stream stream, Caller caller,
+                             jax_bfc_context* context) {
+  return Guarded([&] {
+    const auto place = static_cast<uint32_t>(ordinal);
+    Pool* pool =
+        place < kMaxCudaPools ? FindPool(CudaPoolIndex(place)) : nullptr;
+    if (pool == nullptr) [[unlikely]] {
+      jax_bfc_status status = JAX_BFC_OK;
+      pool = PoolFor(JAX_BFC_CUDA, ordinal, &status);
+      if (pool == nullptr) return status;
+    }
+    std::string why;
+    const CudaDriver& driver = *FindCudaDriver(&why);  // the pool has it
+    if (caller.may_be_captured) {
+      int status = cuda::kCaptureStatusNone;
+      const cuda::Result result = driver.StreamIsCapturing(stream, &status);
+      if (result != cuda::kSuccess) [[unlikely]] {
+        return CudaFailure(driver, "cuStreamIsCapturing", result);
+      }
+      if (status != cuda::kCaptureStatusNone) [[unlikely]] {
+        return Fail(
+            JAX_BFC_UNIMPLEMENTED,
+            "jax_bfc: kernel '" + KernelName(caller.kernel) +
+                "' was captured into a CUDA graph, and this version has "
+                "scratch outside of graphs only. Leave the trait "
+                "kCmdBufferCompatible off the handler, or run with "
+                "XLA_FLAGS=--xla_gpu_enable_command_buffer=");
+      }
+    }
+    uint64_t id = 0;
+    const cuda::Result result = driver.StreamGetId(stream, &id);
+    if (result != cuda::kSuccess) [[unlikely]] {
+      return CudaFailure(driver, "cuStreamGetId", result);
+    }
+    *context = {pool->index(), caller.kernel, 1, pool->StreamOf(id)};
+    return JAX_BFC_OK;
+  });
 }
 
 jax_bfc_status BeginCall(const jax_bfc_call_args* args,
@@ -93,49 +175,55 @@ jax_bfc_status BeginCall(const jax_bfc_call_args* args,
                       "buffer of your own.");
     });
   }
-  if (!RunsOnHost(api, xla_context)) [[unlikely]] {
-    return Guarded([&] {
-      return Fail(JAX_BFC_UNIMPLEMENTED,
-                  "jax_bfc: this version has scratch for the CPU platform "
-                  "only, and the handler was called on another one.");
-    });
-  }
   XLA_FFI_DeviceOrdinal_Get_Args ordinal = {
       XLA_FFI_DeviceOrdinal_Get_Args_STRUCT_SIZE, nullptr, xla_context, 0};
   if (Failed(api, api->XLA_FFI_DeviceOrdinal_Get(&ordinal)) ||
       ordinal.device_ordinal < 0) {
     ordinal.device_ordinal = 0;
   }
-  if (ordinal.device_ordinal >= static_cast<int>(kMaxHostPools)) {
+  const Caller caller = CallerOfFrame(args->xla_frame);
+  cuda::Stream stream = nullptr;
+  if (!RunsOnHost(api, xla_context, &stream)) {
+    return BeginCudaCall(ordinal.device_ordinal, stream, caller, context);
+  }
+  if (ordinal.device_ordinal >= static_cast<int>(kMaxHostPools)) [[unlikely]] {
     return Guarded([&] {
-      return Fail(JAX_BFC_INVALID_ARGUMENT,
-                  "jax_bfc: CPU device " +
-                      std::to_string(ordinal.device_ordinal) +
-                      "; the valid ones are 0 to " +
-                      std::to_string(kMaxHostPools - 1) + ".");
+      return NoSuchDevice("CPU", ordinal.device_ordinal, kMaxHostPools);
     });
   }
-  *context = {static_cast<uint32_t>(ordinal.device_ordinal),
-              KernelOfFrame(args->xla_frame), 1, 0};
+  *context = {static_cast<uint32_t>(ordinal.device_ordinal), caller.kernel, 1,
+              Pool::kNoStream};
   return JAX_BFC_OK;
 }
 
 jax_bfc_status Open(jax_bfc_device_kind kind, int32_t ordinal, const char* name,
                     size_t length, jax_bfc_context* context) {
   return Guarded([&] {
-    if (kind != JAX_BFC_HOST) {
-      return Fail(JAX_BFC_UNIMPLEMENTED, "jax_bfc: device kind " +
-                                             std::to_string(kind) +
-                                             "; this version knows 0 (host).");
+    jax_bfc_status status = JAX_BFC_OK;
+    const Pool* pool = PoolFor(kind, ordinal, &status);
+    if (pool == nullptr) return status;
+    *context = {pool->index(), InternKernel(std::string_view(name, length)), 1,
+                Pool::kNoStream};
+    return JAX_BFC_OK;
+  });
+}
+
+jax_bfc_status OpenStream(jax_bfc_device_kind kind, int32_t ordinal,
+                          void* stream, const char* name, size_t length,
+                          jax_bfc_context* context) {
+  return Guarded([&] {
+    jax_bfc_context opened;
+    const jax_bfc_status status = Open(kind, ordinal, name, length, &opened);
+    if (status != JAX_BFC_OK || kind == JAX_BFC_HOST) {
+      if (status == JAX_BFC_OK) *context = opened;
+      return status;
     }
-    if (ordinal < 0 || ordinal >= static_cast<int32_t>(kMaxHostPools)) {
-      return Fail(JAX_BFC_INVALID_ARGUMENT,
-                  "jax_bfc: device ordinal " + std::to_string(ordinal) +
-                      "; the valid ones are 0 to " +
-                      std::to_string(kMaxHostPools - 1) + ".");
-    }
-    *context = {static_cast<uint32_t>(ordinal),
-                InternKernel(std::string_view(name, length)), 1, 0};
+    std::string why;
+    const std::optional<uint32_t> found = CudaStreamOf(
+        *FindPool(opened.pool), static_cast<uint32_t>(ordinal), stream, &why);
+    if (!found) return Fail(JAX_BFC_INTERNAL, "jax_bfc: " + why + ".");
+    opened.stream = *found;
+    *context = opened;
     return JAX_BFC_OK;
   });
 }
@@ -153,34 +241,49 @@ jax_bfc_status SetLabel(jax_bfc_context* context, const char* label,
 // ---------------------------------------------------------------------------
 // Allocate and free.
 
+// Why Allocate could not even ask a pool.
+[[gnu::cold]] jax_bfc_status BadAllocate(const jax_bfc_context& context,
+                                         size_t bytes, size_t alignment) {
+  if (context.kernel >= kMaxKernels || context.pool >= kMaxPools) {
+    return Fail(JAX_BFC_INVALID_ARGUMENT,
+                "jax_bfc: a context that neither begin_call nor open "
+                "filled in.");
+  }
+  const std::string who =
+      "jax_bfc: kernel '" + KernelName(context.kernel) + "' asked for ";
+  if (bytes > kMaxRequest) {
+    return Fail(JAX_BFC_INVALID_ARGUMENT,
+                who + WithCommas(bytes) +
+                    " bytes of scratch; the valid sizes are 0 to 2^47. Was it "
+                    "negative, or did a product overflow?");
+  }
+  if (!IsValidAlignment(alignment)) {
+    return Fail(JAX_BFC_INVALID_ARGUMENT,
+                who + "alignment " + WithCommas(alignment) +
+                    "; the valid ones are the powers of two up to " +
+                    WithCommas(kMaxAlignment) + ".");
+  }
+  std::string why = "its pool is gone";
+  PoolOfDevice(context.pool, &why);  // made in another process: after a fork
+  return Fail(JAX_BFC_FAILED_PRECONDITION, who + "scratch, but " + why + ".");
+}
+
 jax_bfc_status Allocate(jax_bfc_context* context, size_t bytes,
                         size_t alignment, jax_bfc_allocation* allocation) {
   return Guarded([&] {
-    if (bytes > kMaxRequest) [[unlikely]] {
-      return Fail(JAX_BFC_INVALID_ARGUMENT,
-                  "jax_bfc: kernel '" + KernelName(context->kernel) +
-                      "' asked for " + WithCommas(bytes) +
-                      " bytes of scratch; the valid sizes are 0 to 2^47. Was "
-                      "it negative, or did a product overflow?");
+    Pool* pool = FindPool(context->pool);
+    if (pool == nullptr && context->pool < kMaxHostPools) [[unlikely]] {
+      pool = &HostPool(context->pool);
     }
-    if (!IsValidAlignment(alignment)) [[unlikely]] {
-      return Fail(JAX_BFC_INVALID_ARGUMENT,
-                  "jax_bfc: kernel '" + KernelName(context->kernel) +
-                      "' asked for alignment " + WithCommas(alignment) +
-                      "; the valid ones are the powers of two up to " +
-                      WithCommas(kMaxAlignment) + ".");
-    }
-    if (context->pool >= kMaxHostPools || context->kernel >= kMaxKernels)
+    if (pool == nullptr || bytes > kMaxRequest ||
+        !IsValidAlignment(alignment) || context->kernel >= kMaxKernels)
         [[unlikely]] {
-      return Fail(JAX_BFC_INVALID_ARGUMENT,
-                  "jax_bfc: a context that neither begin_call nor open "
-                  "filled in.");
+      return BadAllocate(*context, bytes, alignment);
     }
     std::unique_ptr<OomReport> report;
     const std::optional<Allocation> made =
-        HostPool(context->pool)
-            .Allocate(context->kernel, bytes, alignment, &report,
-                      std::exchange(context->calls, 0) != 0);
+        pool->Allocate(context->kernel, bytes, alignment, &report,
+                       std::exchange(context->calls, 0) != 0, context->stream);
     if (!made) [[unlikely]] {
       return Fail(JAX_BFC_RESOURCE_EXHAUSTED, report->Text());
     }
@@ -189,17 +292,20 @@ jax_bfc_status Allocate(jax_bfc_context* context, size_t bytes,
   });
 }
 
+[[gnu::cold]] jax_bfc_status BadFree(const void* ptr, uint64_t id) {
+  return Fail(JAX_BFC_INVALID_ARGUMENT,
+              "jax_bfc: free of address " +
+                  std::to_string(reinterpret_cast<uintptr_t>(ptr)) +
+                  " with id " + std::to_string(id) +
+                  ", which is not in use: never allocated here, freed before, "
+                  "or allocated before a fork. Nothing was changed.");
+}
+
 jax_bfc_status Free(void* ptr, uint64_t id) {
   return Guarded([&] {
     Pool* pool = FindPool(Pool::PoolOf(id));
     if (pool == nullptr || !pool->Free(ptr, id)) [[unlikely]] {
-      return Fail(JAX_BFC_INVALID_ARGUMENT,
-                  "jax_bfc: free of address " +
-                      std::to_string(reinterpret_cast<uintptr_t>(ptr)) +
-                      " with id " + std::to_string(id) +
-                      ", which is not in use: never allocated here, freed "
-                      "before, or allocated before a fork. Nothing was "
-                      "changed.");
+      return BadFree(ptr, id);
     }
     return JAX_BFC_OK;
   });
@@ -242,7 +348,8 @@ constexpr jax_bfc_api kApi = {sizeof(jax_bfc_api),
                               Free,
                               CallSiteCreate,
                               CallSiteDestroy,
-                              CallSiteBind};
+                              CallSiteBind,
+                              OpenStream};
 
 }  // namespace
 }  // namespace jax_bfc

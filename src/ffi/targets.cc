@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <mutex>
 #include <utility>
@@ -15,6 +16,7 @@ namespace {
 struct Entry {
   KernelId kernel;
   XLA_FFI_Handler* execute;
+  std::atomic<bool> may_be_captured{true};
 };
 
 // Written before a function that reads its entry is handed out.
@@ -24,7 +26,7 @@ int entries_used = 0;
 // Whose frame this thread is in.
 struct CurrentFrame {
   const void* frame = nullptr;
-  KernelId kernel = kUnregistered;
+  Caller caller;
 };
 constinit thread_local CurrentFrame current_frame;
 
@@ -37,11 +39,19 @@ XLA_FFI_Metadata* MetadataOf(const XLA_FFI_CallFrame* frame) {
       ->metadata;
 }
 
-XLA_FFI_Error* Execute(const Entry& entry, XLA_FFI_CallFrame* frame) {
+XLA_FFI_Error* Execute(Entry& entry, XLA_FFI_CallFrame* frame) {
+  const Caller caller{entry.kernel,
+                      entry.may_be_captured.load(std::memory_order_relaxed)};
   const CurrentFrame outer =
-      std::exchange(current_frame, CurrentFrame{frame, entry.kernel});
+      std::exchange(current_frame, CurrentFrame{frame, caller});
   XLA_FFI_Error* error = entry.execute(frame);
   current_frame = outer;
+  const XLA_FFI_Metadata* metadata = MetadataOf(frame);
+  if (metadata != nullptr && error == nullptr) [[unlikely]] {
+    entry.may_be_captured =
+        (metadata->traits & XLA_FFI_HANDLER_TRAITS_COMMAND_BUFFER_COMPATIBLE) !=
+        0;
+  }
   return error;
 }
 
@@ -90,13 +100,14 @@ std::optional<Target> MakeTarget(std::string_view name,
     }
   }
   if (entries_used == kMaxTargets) return std::nullopt;
-  entries[entries_used] = {kernel, execute};
+  entries[entries_used].kernel = kernel;
+  entries[entries_used].execute = execute;
   return kTargets[entries_used++];
 }
 
-KernelId KernelOfFrame(const void* frame) {
-  return frame != nullptr && current_frame.frame == frame ? current_frame.kernel
-                                                          : kUnregistered;
+Caller CallerOfFrame(const void* frame) {
+  return frame != nullptr && current_frame.frame == frame ? current_frame.caller
+                                                          : Caller{};
 }
 
 }  // namespace jax_bfc

@@ -29,9 +29,16 @@ struct Target {
 std::optional<Target> MakeTarget(std::string_view name,
                                  XLA_FFI_Handler* execute);
 
-// The kernel that `frame` was called for, if this thread is inside a target's
-// execute handler with that very frame; else kUnregistered.
-KernelId KernelOfFrame(const void* frame);
+// Whom a handler serves.
+struct Caller {
+  KernelId kernel = kUnregistered;
+  // Whether XLA may capture its calls into a CUDA graph: unless its traits,
+  // which XLA has asked for by then, say no.
+  bool may_be_captured = true;
+};
+// Who `frame` was called for, if this thread is inside a target's execute
+// handler with that very frame; else nobody in particular.
+Caller CallerOfFrame(const void* frame);
 
 }  // namespace jax_bfc
 

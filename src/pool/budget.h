@@ -6,6 +6,7 @@
 #include <cstddef>
 
 #include "core/memory_source.h"
+#include "pool/gauge.h"
 
 namespace jax_bfc {
 
@@ -53,34 +54,54 @@ class BudgetedSource : public MemorySource {
     return source_->has_virtual_memory();
   }
   size_t AvailableBytes() const override { return budget_->LeftBytes(); }
+  size_t DeviceFreeBytes() const override { return source_->DeviceFreeBytes(); }
+  bool runs_ahead() const override { return source_->runs_ahead(); }
+  bool WaitIdle() override { return source_->WaitIdle(); }
   size_t budget_limit_bytes() const { return budget_->limit_bytes(); }
 
   uintptr_t Reserve(size_t bytes) override {
-    const bool takes = !has_virtual_memory();
-    if (takes && !budget_->Take(bytes)) return 0;
+    if (has_virtual_memory()) return source_->Reserve(bytes);
+    if (!budget_->Take(bytes)) return 0;
     const uintptr_t base = source_->Reserve(bytes);
-    if (takes && base == 0) budget_->GiveBack(bytes);
-    return base;
+    return Took(bytes, base != 0) ? base : 0;
   }
   void Release(uintptr_t base, size_t bytes) override {
     source_->Release(base, bytes);
-    if (!has_virtual_memory()) budget_->GiveBack(bytes);
+    if (!has_virtual_memory()) GaveBack(bytes);
   }
   bool Map(uintptr_t address, size_t bytes) override {
-    if (!budget_->Take(bytes)) return false;
-    if (source_->Map(address, bytes)) return true;
-    budget_->GiveBack(bytes);
-    return false;
+    return budget_->Take(bytes) && Took(bytes, source_->Map(address, bytes));
   }
   bool Unmap(uintptr_t address, size_t bytes) override {
     if (!source_->Unmap(address, bytes)) return false;
-    budget_->GiveBack(bytes);
+    GaveBack(bytes);
     return true;
   }
 
+  // Mapped through this source, and at most at once since the last reset.
+  SharedGauge& mapped() { return mapped_; }
+
+  // REQUIRES: nothing is mapped through it, or `source` is of the same kind.
+  void set_source(MemorySource* source) { source_ = source; }
+
  private:
-  MemorySource* const source_;
+  bool Took(size_t bytes, bool done) {
+    if (!done) {
+      budget_->GiveBack(bytes);
+      return false;
+    }
+    const auto change = static_cast<int64_t>(bytes);
+    mapped_.RaisePeak(mapped_.value.fetch_add(change) + change);
+    return true;
+  }
+  void GaveBack(size_t bytes) {
+    budget_->GiveBack(bytes);
+    mapped_.value.fetch_sub(static_cast<int64_t>(bytes));
+  }
+
+  MemorySource* source_;
   Budget* const budget_;
+  SharedGauge mapped_;
 };
 
 }  // namespace jax_bfc

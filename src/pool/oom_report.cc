@@ -30,6 +30,13 @@ std::string OomReport::Text() const {
     text +=
         "The request is larger than the limit: raise limit_bytes or "
         "memory_fraction in jax_bfc.configure().";
+  } else if (device.starts_with("cuda") &&
+             device_available_bytes < requested_bytes &&
+             mapped_bytes + requested_bytes <= limit_bytes) {
+    text +=
+        "The limit would allow it, but the card has no more: JAX takes 75 % of "
+        "it when it starts. Start with a lower XLA_CLIENT_MEM_FRACTION, or "
+        "with XLA_PYTHON_CLIENT_PREALLOCATE=false.";
   } else if (limit_bytes - bytes_in_use < requested_bytes) {
     text +=
         "The limit is too small for what is in use together: raise limit_bytes "

@@ -3,10 +3,13 @@
 #include <algorithm>
 #include <utility>
 
-#include "source/host_memory.h"
-
 namespace jax_bfc {
 namespace {
+
+static_assert(kSlots <= 256);  // a byte of an id, and of a stream's name
+constexpr uint32_t kUnordered = Pool::kNoStream;
+// No stream's id and 1: its slot is between two streams.
+constexpr uint64_t kNobody = ~uint64_t{0};
 
 constexpr uint64_t kIndexMask = (uint64_t{1} << Pool::kIndexBits) - 1;
 constexpr uint64_t kGenerationMask = (uint64_t{1} << Pool::kGenerationBits) - 1;
@@ -20,48 +23,64 @@ uint64_t MakeId(uint32_t pool, uint32_t slot, uint32_t entry,
 
 }  // namespace
 
+std::unique_ptr<MemorySource> MakeHostSource(const PoolConfig& config) {
+  return std::make_unique<HostSource>(
+      HostSource::Options{config.huge_pages, config.preallocate});
+}
+
 Pool::Pool(uint32_t index, std::string device, const PoolConfig& config,
-           Budget* budget, std::function<void()> reclaim)
+           Budget* budget, std::function<void()> reclaim,
+           SourceMaker make_source)
     : index_(index),
       device_(std::move(device)),
       reclaim_(std::move(reclaim)),
+      make_source_(std::move(make_source)),
       kernels_in_use_(std::make_unique<SharedGauge[]>(kMaxKernels)),
-      source_(&host_, budget) {
+      device_source_(make_source_(config)),
+      source_(device_source_.get(), budget),
+      by_stream_(source_.runs_ahead()),
+      lanes_(by_stream_ ? kSlots : 1) {
   SetLimits(config);
 }
 
 void Pool::SetLimits(const PoolConfig& config) {
   config_ = config;
-  host_ = HostSource(config.host_options());
+  std::unique_ptr<MemorySource> source = make_source_(config);
+  source_.set_source(source.get());
+  device_source_ = std::move(source);
   // A peak is at most 0.4 % of the limit off for each slot, a cache holds at
   // most 1.6 %.
   constexpr size_t kLeast = size_t{1} << 20;
   quantum_ = static_cast<int64_t>(std::max(kLeast, config.limit_bytes / 256));
   cache_max_bytes_ = std::max(kLeast, config.limit_bytes / 64);
-  if (arena_ != nullptr) {
-    arena_->set_limit_bytes(config.limit_bytes);
-    arena_->set_growth(config.growth);
+  for (Lane& lane : lanes_) {
+    if (lane.arena == nullptr) continue;
+    lane.arena->set_limit_bytes(config.limit_bytes);
+    lane.arena->set_growth(config.growth);
   }
 }
 
-Arena& Pool::arena() {
-  if (arena_ == nullptr) {
-    arena_ =
+Arena& Pool::ArenaOf(Lane& lane) {
+  if (lane.arena == nullptr) {
+    lane.arena =
         std::make_unique<Arena>(&source_, config_.limit_bytes, config_.growth);
     if (config_.preallocate) {
       // As much as the system gives.
       size_t bytes = config_.limit_bytes;
-      while (bytes >= source_.granularity() && !arena_->Grow(bytes)) bytes /= 2;
+      while (bytes >= source_.granularity() && !lane.arena->Grow(bytes)) {
+        bytes /= 2;
+      }
     }
   }
-  return *arena_;
+  return *lane.arena;
 }
 
 Slot* Pool::NewSlot(uint32_t index) {
   const std::lock_guard lock(slots_mutex_);
   Slot* slot = slots_[index].load(std::memory_order_acquire);
   if (slot == nullptr) {
-    slot = new Slot;
+    const bool caches = !by_stream_ || index != kUnordered;
+    slot = new Slot(&LaneOfSlot(index), caches ? kCacheChunks : 0);
     slots_[index].store(slot, std::memory_order_release);
   }
   return slot;
@@ -79,16 +98,79 @@ Pool::LockedSlots Pool::LockSlots() {
 }
 
 // ---------------------------------------------------------------------------
+// Streams.
+
+uint32_t Pool::StreamOf(uint64_t stream_id) {
+  constexpr uint32_t kStreams = kSlots - 1;  // all but the one without order
+  for (uint32_t i = 0; i < kStreams; ++i) {
+    const auto index = static_cast<uint32_t>(1 + (stream_id + i) % kStreams);
+    const Slot* slot = slots_[index].load(std::memory_order_acquire);
+    if (slot == nullptr) break;
+    // Before the id: if the slot changes hands in between, this is out of date,
+    // and Allocate sees it.
+    const uint32_t generation =
+        slot->stream_generation.load(std::memory_order_acquire);
+    if (stream_ids_[index].load(std::memory_order_acquire) == stream_id + 1) {
+      return index | generation << 8;
+    }
+  }
+  return NewStream(stream_id);
+}
+
+uint32_t Pool::NewStream(uint64_t stream_id) {
+  constexpr uint32_t kStreams = kSlots - 1;
+  const std::lock_guard lock(streams_mutex_);
+  const auto give = [&](uint32_t index) {
+    Slot* slot = SlotFor(index);
+    stream_ids_[index].store(stream_id + 1, std::memory_order_release);
+    return index | slot->stream_generation.load() << 8;
+  };
+  for (uint32_t i = 0; i < kStreams; ++i) {
+    const auto index = static_cast<uint32_t>(1 + (stream_id + i) % kStreams);
+    const uint64_t id = stream_ids_[index].load(std::memory_order_acquire);
+    if (id == 0 || id == stream_id + 1) return give(index);
+  }
+  for (uint32_t i = 0; i < kStreams; ++i) {
+    const uint32_t index = next_reassigned_;
+    next_reassigned_ = 1 + index % kStreams;
+    if (Reassign(index)) return give(index);
+  }
+  return kNoStream;
+}
+
+bool Pool::Reassign(uint32_t index) {
+  Slot& slot = *SlotFor(index);
+  Lane& lane = lanes_[index];
+  {
+    const std::lock_guard slot_lock(slot.lock);
+    const std::lock_guard lane_lock(lane.mutex);
+    slot.Evict(slot.cached, [&](ChunkId chunk) { lane.arena->Free(chunk); });
+    if (lane.arena != nullptr &&
+        lane.arena->stats().chunks_in_use != lane.waiting_chunks) {
+      return false;
+    }
+    slot.stream_generation.fetch_add(1);
+    stream_ids_[index].store(kNobody);
+  }
+  // What the old stream still does, it does before the new one gets the memory.
+  return source_.WaitIdle();
+}
+
+// ---------------------------------------------------------------------------
 // Allocate and free.
 
 std::optional<Allocation> Pool::Allocate(KernelId kernel, size_t bytes,
                                          size_t alignment,
                                          std::unique_ptr<OomReport>* report,
-                                         bool new_call) {
-  const Request request{kernel, bytes, alignment, new_call};
-  const uint32_t slot_index = ThreadSlot();
+                                         bool new_call, uint32_t stream) {
+  const Request request{kernel, bytes, alignment, new_call, stream};
+  const uint32_t slot_index = by_stream_ ? stream & 0xFF : ThreadSlot();
   Slot& slot = *SlotFor(slot_index);
   std::unique_lock lock(slot.lock);
+  if (IsStale(slot, request)) [[unlikely]] {
+    lock.unlock();
+    return Allocate(kernel, bytes, alignment, report, new_call, kNoStream);
+  }
   Entry* entry = slot.TakeCached(RoundedBytes(bytes), alignment);
   if (entry == nullptr) [[unlikely]] {
     return AllocateFromArena(std::move(lock), slot, slot_index, request,
@@ -101,30 +183,39 @@ std::optional<Allocation> Pool::Allocate(KernelId kernel, size_t bytes,
 std::optional<Allocation> Pool::AllocateFromArena(
     std::unique_lock<SpinLock> lock, Slot& slot, uint32_t slot_index,
     const Request& request, std::unique_ptr<OomReport>* report) {
+  Lane& lane = *slot.lane;
   const auto enter = [&](ChunkId chunk) {
     Entry& entry = slot.NewEntry();
-    entry.address = arena_->chunk(chunk).address;
-    entry.bytes = arena_->chunk(chunk).bytes;
+    entry.address = lane.arena->chunk(chunk).address;
+    entry.bytes = lane.arena->chunk(chunk).bytes;
     entry.chunk = chunk;
     return HandOut(slot, slot_index, entry, request);
   };
   {
-    const std::lock_guard arena_lock(arena_mutex_);
-    const ChunkId chunk = arena().TryAllocate(request.bytes, request.alignment);
+    const std::lock_guard lane_lock(lane.mutex);
+    const ChunkId chunk =
+        ArenaOf(lane).TryAllocate(request.bytes, request.alignment);
     if (chunk != kNoChunk) return enter(chunk);
   }
   // Not under the slot's lock: flushing takes every slot's in turn.
   lock.unlock();
-  Flush();
-  ChunkId chunk = AllocateByGrowing(request.bytes, request.alignment);
+  Flush(&lane);
+  FreeDeferred(lane);
+  ChunkId chunk = AllocateByGrowing(lane, request.bytes, request.alignment);
   if (chunk == kNoChunk) {
     reclaim_();
-    chunk = AllocateByGrowing(request.bytes, request.alignment);
+    chunk = AllocateByGrowing(lane, request.bytes, request.alignment);
   }
   lock.lock();
   if (chunk != kNoChunk) {
-    const std::lock_guard arena_lock(arena_mutex_);
-    return enter(chunk);
+    const std::lock_guard lane_lock(lane.mutex);
+    if (!IsStale(slot, request)) return enter(chunk);
+    lane.arena->Free(chunk);
+  }
+  if (IsStale(slot, request)) {
+    lock.unlock();
+    return Allocate(request.kernel, request.bytes, request.alignment, report,
+                    request.new_call, kNoStream);
   }
   KernelCounters& counters = slot.Counters(request.kernel);
   ++counters.failures;
@@ -155,9 +246,9 @@ inline Allocation Pool::HandOut(Slot& slot, uint32_t slot_index, Entry& entry,
           MakeId(index_, slot_index, entry.index, entry.generation)};
 }
 
-ChunkId Pool::AllocateByGrowing(size_t bytes, size_t alignment) {
-  const std::lock_guard lock(arena_mutex_);
-  return arena().Allocate(bytes, alignment);
+ChunkId Pool::AllocateByGrowing(Lane& lane, size_t bytes, size_t alignment) {
+  const std::lock_guard lock(lane.mutex);
+  return ArenaOf(lane).Allocate(bytes, alignment);
 }
 
 bool Pool::Free(void* ptr, uint64_t id) {
@@ -185,7 +276,7 @@ bool Pool::Free(void* ptr, uint64_t id) {
                                         kernels_in_use_[entry.kernel]);
 
   const size_t max_bytes = cache_max_bytes_.load(std::memory_order_relaxed);
-  if (slot.cached == kCacheChunks ||
+  if (slot.cached == slot.cache_chunks ||
       slot.cached_bytes + entry.bytes > max_bytes) [[unlikely]] {
     if (!MakeRoom(slot, entry, max_bytes)) return true;
   }
@@ -194,8 +285,15 @@ bool Pool::Free(void* ptr, uint64_t id) {
 }
 
 bool Pool::MakeRoom(Slot& slot, Entry& entry, size_t max_bytes) {
-  const std::lock_guard arena_lock(arena_mutex_);
-  const auto free_chunk = [&](ChunkId chunk) { arena_->Free(chunk); };
+  Lane& lane = *slot.lane;
+  const std::lock_guard lane_lock(lane.mutex);
+  if (slot.cache_chunks == 0) {
+    lane.StartWaiting(entry.chunk);
+    lane.deferred.push_back(entry.chunk);
+    slot.Retire(entry);
+    return false;
+  }
+  const auto free_chunk = [&](ChunkId chunk) { lane.arena->Free(chunk); };
   if (entry.bytes > max_bytes) {
     free_chunk(entry.chunk);
     slot.Retire(entry);
@@ -208,190 +306,72 @@ bool Pool::MakeRoom(Slot& slot, Entry& entry, size_t max_bytes) {
   return true;
 }
 
-void Pool::Flush() {
+// ---------------------------------------------------------------------------
+// Giving back.
+
+void Pool::Flush(const Lane* only) {
   for (std::atomic<Slot*>& slot_pointer : slots_) {
     Slot* slot = slot_pointer.load(std::memory_order_acquire);
-    if (slot == nullptr) continue;
+    if (slot == nullptr || (only != nullptr && slot->lane != only)) continue;
+    Lane& lane = *slot->lane;
     const std::lock_guard lock(slot->lock);
-    const std::lock_guard arena_lock(arena_mutex_);
-    slot->Evict(slot->cached, [&](ChunkId chunk) { arena_->Free(chunk); });
+    const std::lock_guard lane_lock(lane.mutex);
+    slot->Evict(slot->cached, [&](ChunkId chunk) { lane.arena->Free(chunk); });
   }
+}
+
+bool Pool::FreeDeferred(Lane& lane) {
+  std::vector<ChunkId> chunks;
+  {
+    const std::lock_guard lock(lane.mutex);
+    chunks.swap(lane.deferred);
+  }
+  if (chunks.empty()) return false;
+  const bool idle = source_.WaitIdle();
+  const std::lock_guard lock(lane.mutex);
+  if (!idle) {
+    lane.deferred.insert(lane.deferred.end(), chunks.begin(), chunks.end());
+    return false;
+  }
+  for (const ChunkId chunk : chunks) {
+    lane.EndWaiting(chunk);
+    lane.arena->Free(chunk);
+  }
+  return true;
 }
 
 size_t Pool::Trim() {
+  const std::lock_guard trim_lock(trim_mutex_);
   Flush();
-  const std::lock_guard lock(arena_mutex_);
-  return arena_ == nullptr ? 0 : arena_->Trim();
-}
-
-// ---------------------------------------------------------------------------
-// Statistics.
-
-PoolStats Pool::Stats() {
-  PoolStats stats;
-  GaugeSum in_use;
-  size_t cached = 0;
-  const LockedSlots locked = LockSlots();
-  for (const Slot* slot : locked.slots) {
-    in_use.Add(slot->in_use);
-    stats.requested_bytes += slot->requested_bytes;
-    stats.cached_bytes += slot->cached_bytes;
-    stats.cache_hits += slot->cache_hits;
-    cached += slot->cached;
-    for (uint32_t i = 0; i < slot->cached; ++i) {
-      stats.largest_free_bytes =
-          std::max(stats.largest_free_bytes, slot->cache_bytes[i]);
-    }
-    for (const KernelCounters& kernel : slot->kernels) {
-      stats.allocations += kernel.allocations;
-      stats.failures += kernel.failures;
-      stats.total_bytes += kernel.total_bytes;
-      stats.largest_bytes = std::max(stats.largest_bytes, kernel.largest_bytes);
+  if (!by_stream_) {
+    Lane& lane = lanes_[0];
+    const std::lock_guard lock(lane.mutex);
+    return lane.arena == nullptr ? 0 : lane.arena->Trim();
+  }
+  FreeDeferred(lanes_[kUnordered]);
+  // Held, so that nobody starts to use them while the device finishes what did.
+  std::vector<std::pair<Lane*, ChunkId>> held;
+  for (Lane& lane : lanes_) {
+    const std::lock_guard lock(lane.mutex);
+    if (lane.arena == nullptr) continue;
+    for (const ChunkId chunk : lane.arena->HoldFreeSteps()) {
+      lane.StartWaiting(chunk);
+      held.emplace_back(&lane, chunk);
     }
   }
-  stats.bytes_in_use = in_use.Value(in_use_);
-  stats.peak_bytes_in_use = in_use.Peak(in_use_);
-  const std::lock_guard lock(arena_mutex_);
-  if (arena_ != nullptr) stats.arena = arena_->stats();
-  // With what a thread has just got by growing and not yet entered in its slot.
-  stats.live = stats.arena.chunks_in_use - cached;
-  stats.largest_free_bytes =
-      std::max(stats.largest_free_bytes, stats.arena.largest_free_bytes);
-  stats.limit_bytes =
-      std::min(config_.limit_bytes, source_.budget_limit_bytes());
-  return stats;
-}
-
-std::vector<KernelStats> Pool::Kernels() {
-  const uint32_t count = KernelCount();
-  std::vector<KernelStats> kernels(count);
-  std::vector<GaugeSum> in_use(count);
-  {
-    const LockedSlots locked = LockSlots();
-    for (const Slot* slot : locked.slots) {
-      for (size_t i = 0; i < slot->kernels.size() && i < count; ++i) {
-        const KernelCounters& from = slot->kernels[i];
-        KernelStats& to = kernels[i];
-        to.calls += from.calls;
-        to.allocations += from.allocations;
-        to.total_bytes += from.total_bytes;
-        to.largest_bytes = std::max(to.largest_bytes, from.largest_bytes);
-        to.failures += from.failures;
-        in_use[i].Add(from.in_use);
-      }
-    }
-    for (uint32_t i = 0; i < count; ++i) {
-      kernels[i].bytes_in_use = in_use[i].Value(kernels_in_use_[i]);
-      kernels[i].peak_bytes_in_use = in_use[i].Peak(kernels_in_use_[i]);
+  if (held.empty()) return 0;
+  const bool idle = source_.WaitIdle();
+  size_t bytes = 0;
+  for (const auto& [lane, chunk] : held) {
+    const std::lock_guard lock(lane->mutex);
+    lane->EndWaiting(chunk);
+    if (idle) {
+      bytes += lane->arena->TrimHeld(chunk);
+    } else {
+      lane->arena->Free(chunk);
     }
   }
-  std::vector<KernelStats> used;
-  for (uint32_t i = 0; i < count; ++i) {
-    KernelStats& kernel = kernels[i];
-    kernel.call_sites = KernelCallSites(i).load(std::memory_order_relaxed);
-    if (kernel.calls == 0 && kernel.call_sites == 0) continue;
-    kernel.name = KernelName(i);
-    used.push_back(std::move(kernel));
-  }
-  return used;
-}
-
-void Pool::ResetPeaks() {
-  const LockedSlots locked = LockSlots();
-  for (Slot* slot : locked.slots) {
-    slot->in_use.Publish(in_use_);
-    for (size_t i = 0; i < slot->kernels.size(); ++i) {
-      slot->kernels[i].in_use.Publish(kernels_in_use_[i]);
-      slot->kernels[i].largest_bytes = 0;
-    }
-  }
-  in_use_.peak = in_use_.value.load();
-  for (uint32_t i = 0; i < kMaxKernels; ++i) {
-    kernels_in_use_[i].peak = kernels_in_use_[i].value.load();
-  }
-  const std::lock_guard lock(arena_mutex_);
-  if (arena_ != nullptr) arena_->ResetPeaks();
-}
-
-OomReport Pool::Report(KernelId kernel, size_t bytes, size_t alignment) {
-  const PoolStats stats = Stats();
-  OomReport report;
-  report.kernel = KernelName(kernel);
-  report.device = device_;
-  report.requested_bytes = bytes;
-  report.alignment = alignment;
-  report.limit_bytes = stats.limit_bytes;
-  report.mapped_bytes = stats.arena.mapped_bytes;
-  report.bytes_in_use = stats.bytes_in_use;
-  report.largest_free_bytes = stats.largest_free_bytes;
-  report.device_available_bytes = HostAvailableBytes();
-  for (const KernelStats& k : Kernels()) {
-    if (k.bytes_in_use > 0) report.holders.emplace_back(k.name, k.bytes_in_use);
-  }
-  std::stable_sort(
-      report.holders.begin(), report.holders.end(),
-      [](const auto& a, const auto& b) { return a.second > b.second; });
-  if (report.holders.size() > 5) report.holders.resize(5);
-  const std::lock_guard lock(arena_mutex_);
-  last_oom_report_ = report.Text();
-  return report;
-}
-
-std::string Pool::LastOomReport() {
-  const std::lock_guard lock(arena_mutex_);
-  return last_oom_report_;
-}
-
-// ---------------------------------------------------------------------------
-// Everything.
-
-Pool::Everything::Everything(Pool* pool)
-    : pool_(pool), locked_(pool->LockSlots()), arena_lock_(pool->arena_mutex_) {
-  for (Slot* slot : locked_.slots) {
-    slot->Evict(slot->cached,
-                [&](ChunkId chunk) { pool_->arena_->Free(chunk); });
-  }
-}
-
-size_t Pool::Everything::Live() const {
-  // The arena's count: it also has what a thread has just got by growing and
-  // not yet entered in its slot.
-  return pool_->arena_ == nullptr ? 0 : pool_->arena_->stats().chunks_in_use;
-}
-
-size_t Pool::Everything::MappedBytes() const {
-  return pool_->arena_ == nullptr ? 0 : pool_->arena_->stats().mapped_bytes;
-}
-
-size_t Pool::Everything::MappedAfterTrim() const {
-  return pool_->arena_ == nullptr
-             ? 0
-             : MappedBytes() - pool_->arena_->TrimmableBytes();
-}
-
-void Pool::Everything::Trim() {
-  if (pool_->arena_ != nullptr) pool_->arena_->Trim();
-}
-
-void Pool::Everything::Apply(const PoolConfig& config) {
-  pool_->SetLimits(config);
-}
-
-void Pool::Everything::Reset() {
-  pool_->arena_.reset();
-  pool_->last_oom_report_.clear();
-  pool_->in_use_.value = 0;
-  pool_->in_use_.peak = 0;
-  for (uint32_t i = 0; i < kMaxKernels; ++i) {
-    pool_->kernels_in_use_[i].value = 0;
-    pool_->kernels_in_use_[i].peak = 0;
-  }
-  for (Slot* slot : locked_.slots) {
-    slot->in_use = {};
-    slot->requested_bytes = 0;
-    slot->cache_hits = 0;
-    slot->kernels.clear();
-  }
+  return bytes;
 }
 
 }  // namespace jax_bfc

@@ -1,16 +1,19 @@
 // A Pool is all the scratch of one device: thread-safe, never destroyed.
 //
-// Each thread has a slot with a front cache: chunks that were freed, found
-// again by the next request of the same size. What the cache cannot serve comes
-// from the arena, under one mutex. A slot owns what it handed out until that
-// goes back to the arena, whoever frees it, so its counters are exact.
+// On the host, all slots share one lane and each thread has a slot. On a CUDA
+// device each stream has a slot and a lane, whoever calls. A slot has a front
+// cache: chunks that were freed, found again by the next request of the same
+// size. What the cache cannot serve comes from the lane's arena, under its
+// mutex. A slot owns what it handed out until that goes back to the arena,
+// whoever frees it, so its counters are exact.
 //
 // When a request does not fit: flush the caches, grow, trim every pool of the
 // same budget and grow, fail with a report. The pool goes on.
 //
-// Locks: a slot's, then the arena's; one slot at a time, but for those who take
-// all of them in the order of their index, after the mutex for new slots. No
-// lock is held in a callback.
+// Locks: trimming's, a slot's, then its lane's; one slot at a time, but for
+// those who take all of them in the order of their index, after the mutex for
+// new slots. No lock is held in a callback, and none but trimming's while
+// anybody waits for the device.
 #ifndef JAX_BFC_POOL_POOL_H_
 #define JAX_BFC_POOL_POOL_H_
 
@@ -28,21 +31,31 @@
 #include "core/arena.h"
 #include "pool/budget.h"
 #include "pool/kernel_table.h"
+#include "pool/lane.h"
 #include "pool/oom_report.h"
 #include "pool/slot.h"
 #include "pool/thread_slot.h"
-#include "source/host.h"
+#include "source/host.h"  // HugePages
 
 namespace jax_bfc {
+
+// Where a CUDA pool's memory comes from. kAuto: virtual memory where the device
+// has it.
+enum class CudaMemoryKind { kAuto, kVirtual, kPlain };
 
 struct PoolConfig {
   size_t limit_bytes = size_t{1} << 30;
   GrowthPolicy growth;
   bool preallocate = false;
   HugePages huge_pages = HugePages::kAuto;
-
-  HostSource::Options host_options() const { return {huge_pages, preallocate}; }
+  CudaMemoryKind cuda_memory = CudaMemoryKind::kAuto;
 };
+
+// Makes the source that a configuration asks for; those of one kind can stand
+// in for one another.
+using SourceMaker =
+    std::function<std::unique_ptr<MemorySource>(const PoolConfig&)>;
+std::unique_ptr<MemorySource> MakeHostSource(const PoolConfig& config);
 
 struct Allocation {
   void* ptr;
@@ -56,7 +69,7 @@ struct PoolStats {
   size_t bytes_in_use = 0;        // chunk bytes handed out
   size_t peak_bytes_in_use = 0;   // see gauge.h
   size_t requested_bytes = 0;     // of those, what was asked for
-  size_t cached_bytes = 0;        // in front caches
+  size_t cached_bytes = 0;        // in front caches, or waiting for the device
   size_t largest_free_bytes = 0;  // in the arena or in a cache
   uint64_t allocations = 0;
   uint64_t cache_hits = 0;
@@ -81,24 +94,35 @@ struct KernelStats {
 class Pool {
  public:
   // `index` names the pool in allocation ids, `device` in messages. `reclaim`
-  // trims every pool of the same budget and is called without a lock.
+  // trims every pool of the same budget and is called without a lock. Where the
+  // source runs ahead, each stream has a lane.
   Pool(uint32_t index, std::string device, const PoolConfig& config,
-       Budget* budget, std::function<void()> reclaim);
+       Budget* budget, std::function<void()> reclaim,
+       SourceMaker make_source = MakeHostSource);
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
   // Nothing, and the report, where the request does not fit. `new_call` counts
-  // a call of the kernel.
+  // a call of the kernel. `stream` is what StreamOf gave, and says nothing on
+  // the host.
   // REQUIRES: bytes <= kMaxRequest, IsValidAlignment(alignment).
   std::optional<Allocation> Allocate(KernelId kernel, size_t bytes,
                                      size_t alignment,
                                      std::unique_ptr<OomReport>* report,
-                                     bool new_call = true);
+                                     bool new_call = true,
+                                     uint32_t stream = kNoStream);
+
+  // Names the stream with this id (cuStreamGetId) in Allocate. A stream that is
+  // new gets a lane; where all are taken, that of a stream that has nothing in
+  // use, or the one without order.
+  static constexpr uint32_t kNoStream = 0;
+  uint32_t StreamOf(uint64_t stream_id);
 
   // False, and nothing changes, where this is not in use.
   bool Free(void* ptr, uint64_t id);
 
-  // Gives memory back to the system; how many bytes.
+  // Gives memory back to the system, once the device is done with it; how many
+  // bytes.
   size_t Trim();
 
   PoolStats Stats();
@@ -106,6 +130,7 @@ class Pool {
   void ResetPeaks();
   std::string LastOomReport();
   const std::string& device() const { return device_; }
+  uint32_t index() const { return index_; }
 
   // For those who change several pools at once (registry.h): locks everything.
   class Everything;
@@ -123,6 +148,9 @@ class Pool {
     return slot != nullptr ? slot : NewSlot(index);
   }
   Slot* NewSlot(uint32_t index);
+  uint32_t NewStream(uint64_t stream_id);
+  // Gives `index`, whose stream has nothing in use, to another stream.
+  bool Reassign(uint32_t index);
   // The slots that threads use, each locked, in the order of their index, so
   // that what is read or changed in all of them is of one moment. A thread's
   // first use of the pool waits for `slots_mutex`, so that none is missed.
@@ -138,7 +166,13 @@ class Pool {
     size_t bytes;
     size_t alignment;
     bool new_call;
+    uint32_t stream;
   };
+  // Whether the stream has lost its slot since it was named.
+  bool IsStale(const Slot& slot, const Request& request) const {
+    return by_stream_ && slot.stream_generation.load(
+                             std::memory_order_relaxed) != request.stream >> 8;
+  }
   [[gnu::noinline]] std::optional<Allocation> AllocateFromArena(
       std::unique_lock<SpinLock> lock, Slot& slot, uint32_t slot_index,
       const Request& request, std::unique_ptr<OomReport>* report);
@@ -148,16 +182,21 @@ class Pool {
   // Under the slot's lock: evicts until the cache has room for the entry; false
   // where it never has, and the chunk went to the arena.
   [[gnu::noinline]] bool MakeRoom(Slot& slot, Entry& entry, size_t max_bytes);
-  ChunkId AllocateByGrowing(size_t bytes, size_t alignment);
+  ChunkId AllocateByGrowing(Lane& lane, size_t bytes, size_t alignment);
   OomReport Report(KernelId kernel, size_t bytes, size_t alignment);
 
-  Arena& arena();  // under arena_mutex_: made when first used
-  void Flush();    // every front cache into the arena
+  Lane& LaneOfSlot(uint32_t index) { return lanes_[by_stream_ ? index : 0]; }
+  Arena& ArenaOf(Lane& lane);  // under its mutex: made when first used
+  // Every front cache of the lane, or of all, into its arena.
+  void Flush(const Lane* lane = nullptr);
+  // Waits for the device, then frees what was deferred; whether anything was.
+  bool FreeDeferred(Lane& lane);
   void SetLimits(const PoolConfig& config);
 
   const uint32_t index_;
   const std::string device_;
   const std::function<void()> reclaim_;
+  const SourceMaker make_source_;
   std::atomic<int64_t> quantum_;         // of the gauges, in bytes
   std::atomic<size_t> cache_max_bytes_;  // of one front cache
   std::mutex slots_mutex_;               // taken first of all
@@ -166,11 +205,20 @@ class Pool {
   SharedGauge in_use_;
   std::unique_ptr<SharedGauge[]> kernels_in_use_;
 
-  std::mutex arena_mutex_;
+  // Written with every lock held, read with any lane's.
   PoolConfig config_;
-  HostSource host_;
+  std::unique_ptr<MemorySource> device_source_;
   BudgetedSource source_;
-  std::unique_ptr<Arena> arena_;
+  const bool by_stream_;
+  std::vector<Lane> lanes_;
+
+  // Which stream has which slot: its id and 1, 0 where there is none.
+  std::array<std::atomic<uint64_t>, kSlots> stream_ids_{};
+  std::mutex streams_mutex_;  // taken before all others, to change them
+  uint32_t next_reassigned_ = 1;
+
+  std::mutex trim_mutex_;  // one trim at a time: what it holds is soon back
+  std::mutex report_mutex_;
   std::string last_oom_report_;
 };
 
@@ -181,17 +229,24 @@ class Pool::Everything {
   Everything(const Everything&) = delete;
   Everything& operator=(const Everything&) = delete;
 
-  size_t Live() const;  // allocations handed out
+  uint64_t Live() const;  // allocations handed out
   size_t MappedBytes() const;
   size_t MappedAfterTrim() const;
-  void Trim();
-  void Apply(const PoolConfig& config);  // REQUIRES: it is within the limit
-  void Reset();                          // as new; REQUIRES: Live() == 0
+  void Trim();  // REQUIRES: the source does not run ahead
+  // REQUIRES: what is mapped is within the limit, and nothing is if the source
+  // changes.
+  void Apply(const PoolConfig& config);
+  bool ChangesSource(const PoolConfig& config) const;
+  // As new; false where the device cannot be waited for, or does not take its
+  // memory back.
+  // REQUIRES: Live() == 0.
+  bool Reset();
 
  private:
   Pool* const pool_;
+  const std::lock_guard<std::mutex> trim_lock_;
   const LockedSlots locked_;
-  const std::lock_guard<std::mutex> arena_lock_;
+  std::vector<std::unique_lock<std::mutex>> lane_locks_;
 };
 
 }  // namespace jax_bfc

@@ -2,25 +2,40 @@
 
 #include <pthread.h>
 
-#include <array>
-#include <atomic>
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <utility>
 
 #include "source/host_memory.h"
 
 namespace jax_bfc {
 namespace {
 
+constexpr double kDefaultFraction = 0.8;
+
+// A CUDA device and what its pool may map. Both outlive the pool.
+struct CudaState {
+  std::unique_ptr<CudaDevice> device;
+  std::unique_ptr<Budget> budget;
+};
+
+size_t PartOf(size_t total_bytes, double fraction) {
+  return std::max<size_t>(
+      1, static_cast<size_t>(static_cast<double>(total_bytes) * fraction));
+}
+
 struct Registry {
-  Budget host_budget{HostTotalBytes() / 10 * 8};
-  PoolConfig host_default{.limit_bytes = HostTotalBytes() / 10 * 8,
-                          .growth = {},
-                          .preallocate = false,
-                          .huge_pages = HugePages::kAuto};
-  std::map<uint32_t, PoolConfig> host_overrides;
-  std::array<std::atomic<Pool*>, kMaxHostPools> host_pools{};
+  DeviceConfig all{.pool = {}, .memory_fraction = kDefaultFraction};
+  std::map<uint32_t, DeviceConfig> overrides;  // by index of the pool
+  Budget host_budget{PartOf(HostTotalBytes(), kDefaultFraction)};
+  std::array<CudaState, kMaxCudaPools> cuda;
+
+  const DeviceConfig& ConfigOf(uint32_t index) const {
+    const auto found = overrides.find(index);
+    return found != overrides.end() ? found->second : all;
+  }
 };
 
 // Guards the configuration and the making of pools. Never taken with a pool's
@@ -34,30 +49,32 @@ std::atomic<Registry*> current{nullptr};
 void BeforeFork() {
   registry_mutex.lock();
   LockKernelTable();
+  LockCudaDriver();
 }
-void AfterForkInParent() {
+void AfterFork(bool in_child) {
+  UnlockCudaDriver(in_child);
   UnlockKernelTable();
   registry_mutex.unlock();
 }
 void AfterForkInChild() {
+  for (std::atomic<Pool*>& pool : internal::pools) pool.store(nullptr);
   if (const Registry* parents = current.load(std::memory_order_relaxed)) {
     auto* fresh = new Registry;
-    fresh->host_default = parents->host_default;
-    fresh->host_overrides = parents->host_overrides;
+    fresh->all = parents->all;
+    fresh->overrides = parents->overrides;
     fresh->host_budget.set_limit_bytes(parents->host_budget.limit_bytes());
     current.store(fresh, std::memory_order_release);
   }
   KeepOnlyThisThreadSlot();
-  UnlockKernelTable();
-  registry_mutex.unlock();
+  AfterFork(/*in_child=*/true);
 }
 
 // REQUIRES: registry_mutex is held.
 Registry& LockedRegistry() {
   Registry* registry = current.load(std::memory_order_acquire);
   if (registry == nullptr) {
-    static const int registered =
-        pthread_atfork(BeforeFork, AfterForkInParent, AfterForkInChild);
+    static const int registered = pthread_atfork(
+        BeforeFork, [] { AfterFork(/*in_child=*/false); }, AfterForkInChild);
     static_cast<void>(registered);
     registry = new Registry;
     current.store(registry, std::memory_order_release);
@@ -65,60 +82,165 @@ Registry& LockedRegistry() {
   return *registry;
 }
 
-PoolConfig ConfigOf(const Registry& registry, uint32_t ordinal) {
-  const auto found = registry.host_overrides.find(ordinal);
-  return found != registry.host_overrides.end() ? found->second
-                                                : registry.host_default;
+// The functions below are called with registry_mutex held.
+
+CudaDevice* LockedCudaDevice(Registry& registry, uint32_t ordinal,
+                             std::string* why) {
+  std::unique_ptr<CudaDevice>& device = registry.cuda[ordinal].device;
+  if (device == nullptr) {
+    device = CudaDevice::Open(static_cast<int>(ordinal), why);
+  }
+  return device.get();
+}
+
+// With the limit of `config` on the device worked out.
+std::optional<PoolConfig> Resolve(Registry& registry, uint32_t index,
+                                  const DeviceConfig& config,
+                                  std::string* why) {
+  PoolConfig resolved = config.pool;
+  if (!IsCudaPool(index)) {
+    if (config.memory_fraction) {
+      resolved.limit_bytes = PartOf(HostTotalBytes(), *config.memory_fraction);
+    }
+    return resolved;
+  }
+  const CudaDevice* device =
+      LockedCudaDevice(registry, index - kMaxHostPools, why);
+  if (device == nullptr) return std::nullopt;
+  if (config.memory_fraction) {
+    resolved.limit_bytes =
+        PartOf(device->total_bytes(), *config.memory_fraction);
+  }
+  if (resolved.cuda_memory == CudaMemoryKind::kVirtual &&
+      !device->has_virtual_memory()) {
+    *why = "source='cuda_vmm', but CUDA device " +
+           std::to_string(device->ordinal()) +
+           " has no virtual memory; valid: 'auto', 'cuda'";
+    return std::nullopt;
+  }
+  return resolved;
+}
+
+std::unique_ptr<MemorySource> MakeCudaSource(CudaDevice* device,
+                                             const PoolConfig& config) {
+  if (config.cuda_memory == CudaMemoryKind::kPlain ||
+      !device->has_virtual_memory()) {
+    return std::make_unique<CudaSource>(device);
+  }
+  return std::make_unique<CudaVmmSource>(device);
 }
 
 Pool& MakeHostPool(uint32_t ordinal) {
   const std::lock_guard lock(registry_mutex);
   Registry& registry = LockedRegistry();
-  std::atomic<Pool*>& place = registry.host_pools[ordinal];
+  std::atomic<Pool*>& place = internal::pools[ordinal];
   if (Pool* made = place.load(std::memory_order_acquire)) return *made;
-  auto* pool = new Pool(ordinal, "cpu:" + std::to_string(ordinal),
-                        ConfigOf(registry, ordinal), &registry.host_budget, [] {
-                          for (Pool* other : AllPools()) other->Trim();
-                        });
+  std::string why;
+  auto* pool =
+      new Pool(ordinal, "cpu:" + std::to_string(ordinal),
+               *Resolve(registry, ordinal, registry.ConfigOf(ordinal), &why),
+               &registry.host_budget, [] {
+                 for (Pool* other : AllPools()) {
+                   if (!IsCudaPool(other->index())) other->Trim();
+                 }
+               });
   place.store(pool, std::memory_order_release);
   return *pool;
 }
 
-// The pools that exist of one device or all, each with all of its locks held.
-std::vector<std::unique_ptr<Pool::Everything>> LockPools(
-    std::optional<uint32_t> ordinal) {
-  std::vector<std::unique_ptr<Pool::Everything>> locked;
-  for (Pool* pool : AllPools()) {
-    if (ordinal && pool != FindPool(*ordinal)) continue;
-    locked.push_back(std::make_unique<Pool::Everything>(pool));
-  }
-  return locked;
+Pool* MakeCudaPool(uint32_t ordinal, std::string* why) {
+  const std::lock_guard lock(registry_mutex);
+  Registry& registry = LockedRegistry();
+  const uint32_t index = CudaPoolIndex(ordinal);
+  std::atomic<Pool*>& place = internal::pools[index];
+  if (Pool* made = place.load(std::memory_order_acquire)) return made;
+  std::optional<PoolConfig> config =
+      Resolve(registry, index, registry.ConfigOf(index), why);
+  if (!config) return nullptr;
+  CudaState& state = registry.cuda[ordinal];
+  CudaDevice* device = state.device.get();
+  config->limit_bytes = std::min(config->limit_bytes, device->FreeBytes());
+  state.budget = std::make_unique<Budget>(config->limit_bytes);
+  auto* pool = new Pool(
+      index, "cuda:" + std::to_string(ordinal), *config, state.budget.get(),
+      [index] { FindPool(index)->Trim(); },
+      [device](const PoolConfig& c) { return MakeCudaSource(device, c); });
+  place.store(pool, std::memory_order_release);
+  return pool;
+}
+
+// The pools that exist of one device or all.
+std::vector<Pool*> PoolsOf(std::optional<uint32_t> index) {
+  if (!index) return AllPools();
+  Pool* pool = FindPool(*index);
+  return pool == nullptr ? std::vector<Pool*>() : std::vector<Pool*>{pool};
+}
+
+// A pool that is about to be changed, with all of its locks held.
+struct LockedPool {
+  Pool* pool;
+  std::unique_ptr<Pool::Everything> all;
+  PoolConfig config;  // to be
+};
+
+std::string LimitRefusal(size_t limit_bytes, size_t kept_bytes) {
+  return "limit_bytes=" + WithCommas(limit_bytes) + " is below the " +
+         WithCommas(kept_bytes) +
+         " bytes that scratch in use keeps mapped; it must be at least that "
+         "many. Nothing was changed.";
 }
 
 }  // namespace
 
-Pool* FindPool(uint32_t index) {
-  Registry* registry = current.load(std::memory_order_acquire);
-  if (registry == nullptr || index >= kMaxHostPools) return nullptr;
-  return registry->host_pools[index].load(std::memory_order_acquire);
-}
+constinit std::array<std::atomic<Pool*>, kMaxPools> internal::pools{};
 
 Pool& HostPool(uint32_t ordinal) {
   Pool* pool = FindPool(ordinal);
   return pool != nullptr ? *pool : MakeHostPool(ordinal);
 }
 
+Pool* CudaPool(uint32_t ordinal, std::string* why) {
+  Pool* pool = FindPool(CudaPoolIndex(ordinal));
+  return pool != nullptr ? pool : MakeCudaPool(ordinal, why);
+}
+
+Pool* PoolOfDevice(uint32_t index, std::string* why) {
+  return IsCudaPool(index) ? CudaPool(index - kMaxHostPools, why)
+                           : &HostPool(index);
+}
+
 std::vector<Pool*> AllPools() {
   std::vector<Pool*> pools;
-  for (uint32_t i = 0; i < kMaxHostPools; ++i) {
+  for (uint32_t i = 0; i < kMaxPools; ++i) {
     if (Pool* pool = FindPool(i)) pools.push_back(pool);
   }
   return pools;
 }
 
-PoolConfig HostConfig(uint32_t ordinal) {
+CudaDevice* FindCudaDevice(uint32_t ordinal, std::string* why) {
   const std::lock_guard lock(registry_mutex);
-  return ConfigOf(LockedRegistry(), ordinal);
+  return LockedCudaDevice(LockedRegistry(), ordinal, why);
+}
+
+std::optional<uint32_t> CudaStreamOf(Pool& pool, uint32_t ordinal,
+                                     cuda::Stream stream, std::string* why) {
+  const CudaDevice* device = FindCudaDevice(ordinal, why);
+  if (device == nullptr) return std::nullopt;
+  const CudaScope scope(device->driver(), device->context());
+  uint64_t id = 0;
+  const cuda::Result result = device->driver().StreamGetId(stream, &id);
+  if (result != cuda::kSuccess) {
+    *why =
+        "cuStreamGetId failed with " + CudaErrorName(device->driver(), result);
+    return std::nullopt;
+  }
+  return pool.StreamOf(id);
+}
+
+std::optional<PoolConfig> ConfigOfDevice(uint32_t index, std::string* why) {
+  const std::lock_guard lock(registry_mutex);
+  Registry& registry = LockedRegistry();
+  return Resolve(registry, index, registry.ConfigOf(index), why);
 }
 
 size_t HostBudgetBytes() {
@@ -126,49 +248,100 @@ size_t HostBudgetBytes() {
   return LockedRegistry().host_budget.limit_bytes();
 }
 
-std::optional<std::string> ConfigureHost(std::optional<uint32_t> ordinal,
-                                         const PoolConfig& config) {
+std::optional<std::string> Configure(std::optional<uint32_t> index,
+                                     const DeviceConfig& config) {
   const std::lock_guard lock(registry_mutex);
   Registry& registry = LockedRegistry();
-  auto pools = LockPools(ordinal);
-  size_t mapped = 0;
-  size_t kept = 0;
-  for (const auto& pool : pools) {
-    mapped += pool->MappedBytes();
-    kept += pool->MappedAfterTrim();
+  std::vector<LockedPool> pools;
+  for (Pool* pool : PoolsOf(index)) {
+    std::string why;
+    std::optional<PoolConfig> resolved =
+        Resolve(registry, pool->index(), config, &why);
+    if (!resolved) return why + ". Nothing was changed.";
+    if (IsCudaPool(pool->index())) {
+      // With no lock held, since it waits for the device.
+      if (pool->Stats().arena.mapped_bytes > resolved->limit_bytes) {
+        pool->Trim();
+      }
+      const CudaDevice& device =
+          *registry.cuda[pool->index() - kMaxHostPools].device;
+      resolved->limit_bytes =
+          std::min(resolved->limit_bytes,
+                   device.FreeBytes() + pool->Stats().arena.mapped_bytes);
+    }
+    pools.push_back({pool, nullptr, *resolved});
   }
-  if (kept > config.limit_bytes) {
-    return "limit_bytes=" + WithCommas(config.limit_bytes) + " is below the " +
-           WithCommas(kept) +
-           " bytes that scratch in use keeps mapped; it must be at least that "
-           "many. Nothing was changed.";
+  for (LockedPool& locked : pools) {
+    locked.all = std::make_unique<Pool::Everything>(locked.pool);
   }
-  for (const auto& pool : pools) {
-    if (mapped > config.limit_bytes) pool->Trim();
-    pool->Apply(config);
+
+  size_t host_mapped = 0;
+  size_t host_kept = 0;
+  for (const auto& [pool, all, resolved] : pools) {
+    if (!IsCudaPool(pool->index())) {
+      host_mapped += all->MappedBytes();
+      host_kept += all->MappedAfterTrim();
+      continue;
+    }
+    if (all->ChangesSource(resolved) && all->Live() > 0) {
+      return "the source of " + pool->device() +
+             " cannot change while scratch is in use: " +
+             WithCommas(all->Live()) +
+             " allocations are not yet freed. Nothing was changed.";
+    }
+    if (all->MappedBytes() > resolved.limit_bytes) {
+      return LimitRefusal(resolved.limit_bytes, all->MappedBytes());
+    }
   }
-  if (ordinal) {
-    registry.host_overrides[*ordinal] = config;
+  for (const auto& [pool, all, resolved] : pools) {
+    if (!IsCudaPool(pool->index()) && host_kept > resolved.limit_bytes) {
+      return LimitRefusal(resolved.limit_bytes, host_kept);
+    }
+  }
+  for (const auto& [pool, all, resolved] : pools) {
+    if (IsCudaPool(pool->index())) {
+      if (all->ChangesSource(resolved) && !all->Reset()) {
+        return "the device does not answer, so its source was not changed.";
+      }
+      registry.cuda[pool->index() - kMaxHostPools].budget->set_limit_bytes(
+          resolved.limit_bytes);
+    } else if (host_mapped > resolved.limit_bytes) {
+      all->Trim();
+    }
+    all->Apply(resolved);
+  }
+  if (index) {
+    registry.overrides[*index] = config;
   } else {
-    registry.host_default = config;
-    registry.host_overrides.clear();
-    registry.host_budget.set_limit_bytes(config.limit_bytes);
+    registry.all = config;
+    registry.overrides.clear();
+    std::string why;
+    registry.host_budget.set_limit_bytes(
+        Resolve(registry, 0, config, &why)->limit_bytes);
   }
   return std::nullopt;
 }
 
-std::optional<std::string> ResetHost(std::optional<uint32_t> ordinal) {
+std::optional<std::string> Reset(std::optional<uint32_t> index) {
   const std::lock_guard lock(registry_mutex);
   LockedRegistry();
-  auto pools = LockPools(ordinal);
-  size_t live = 0;
-  for (const auto& pool : pools) live += pool->Live();
+  std::vector<LockedPool> pools;
+  uint64_t live = 0;
+  for (Pool* pool : PoolsOf(index)) {
+    pools.push_back({pool, std::make_unique<Pool::Everything>(pool), {}});
+    live += pools.back().all->Live();
+  }
   if (live > 0) {
     return "jax_bfc.reset() while scratch is in use: " + WithCommas(live) +
            " allocations are not yet freed. Wait for the programs that use "
            "them (jax.block_until_ready), then reset. Nothing was changed.";
   }
-  for (const auto& pool : pools) pool->Reset();
+  for (const LockedPool& locked : pools) {
+    if (!locked.all->Reset()) {
+      return "jax_bfc.reset(): " + locked.pool->device() +
+             " does not answer; its pool was not dropped.";
+    }
+  }
   return std::nullopt;
 }
 

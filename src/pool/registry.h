@@ -3,10 +3,13 @@
 // Pools are made when first used and never destroyed, so that every entry is
 // safe during and after the end of the interpreter. A forked child starts with
 // no pools: what the parent had handed out is not the child's to free, and its
-// own first use makes a fresh pool with the same configuration.
+// own first use makes a fresh pool with the same configuration. CUDA does not
+// survive a fork; there a child's first use is refused.
 #ifndef JAX_BFC_POOL_REGISTRY_H_
 #define JAX_BFC_POOL_REGISTRY_H_
 
+#include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -14,35 +17,80 @@
 #include <vector>
 
 #include "pool/pool.h"
+#include "source/cuda.h"
 
 namespace jax_bfc {
 
+// Pools have an index each: those of CPU devices, then those of CUDA devices.
 inline constexpr uint32_t kMaxHostPools = 128;
+inline constexpr uint32_t kMaxCudaPools = 64;
+inline constexpr uint32_t kMaxPools = kMaxHostPools + kMaxCudaPools;
+static_assert(kMaxPools <= 256);  // a byte of an allocation id
+
+constexpr uint32_t CudaPoolIndex(uint32_t ordinal) {
+  return kMaxHostPools + ordinal;
+}
+constexpr bool IsCudaPool(uint32_t index) { return index >= kMaxHostPools; }
 
 // The pool of the CPU device with this ordinal.
 // REQUIRES: ordinal < kMaxHostPools.
 Pool& HostPool(uint32_t ordinal);
 
+// The pool of the CUDA device with this ordinal; null, and why not, where there
+// is none. Its limit is at most what the device has free when it is made.
+// REQUIRES: ordinal < kMaxCudaPools.
+Pool* CudaPool(uint32_t ordinal, std::string* why);
+
+// Either.
+Pool* PoolOfDevice(uint32_t index, std::string* why);
+
+namespace internal {
+extern constinit std::array<std::atomic<Pool*>, kMaxPools> pools;
+}
+
 // The pool with an index that an allocation id or a context names; null where
 // there is none (yet).
-Pool* FindPool(uint32_t index);
+inline Pool* FindPool(uint32_t index) {
+  return index < kMaxPools
+             ? internal::pools[index].load(std::memory_order_acquire)
+             : nullptr;
+}
 
 // The pools that exist.
 std::vector<Pool*> AllPools();
 
-// The configuration in force for the device.
-PoolConfig HostConfig(uint32_t ordinal);
+// The CUDA device with this ordinal; null, and why not, where there is none.
+CudaDevice* FindCudaDevice(uint32_t ordinal, std::string* why);
+
+// What names the stream in Pool::Allocate, `pool` being the device's; nothing,
+// and why not, where the driver does not say whose stream it is. Null is the
+// device's default stream.
+std::optional<uint32_t> CudaStreamOf(Pool& pool, uint32_t ordinal,
+                                     cuda::Stream stream, std::string* why);
+
+// What users configure. A fraction of the device's total memory beats
+// `pool.limit_bytes`.
+struct DeviceConfig {
+  PoolConfig pool;
+  std::optional<double> memory_fraction;
+};
+
 // What all CPU pools may map together.
 size_t HostBudgetBytes();
 
-// Sets it for one CPU device, or for all of them, present and future, and then
-// the budget too. Nothing on success, else why not, and nothing has changed.
-std::optional<std::string> ConfigureHost(std::optional<uint32_t> ordinal,
-                                         const PoolConfig& config);
+// The configuration in force for the device with this index; nothing, and why
+// not, where its total memory cannot be found out.
+std::optional<PoolConfig> ConfigOfDevice(uint32_t index, std::string* why);
+
+// Sets it for one device, or for all of them, present and future, and then the
+// budget of the CPU's too. Nothing on success, else why not, and nothing has
+// changed.
+std::optional<std::string> Configure(std::optional<uint32_t> index,
+                                     const DeviceConfig& config);
 
 // Drops the pool of one device or of all: memory, statistics. Nothing on
 // success, else why not, and nothing has changed.
-std::optional<std::string> ResetHost(std::optional<uint32_t> ordinal);
+std::optional<std::string> Reset(std::optional<uint32_t> index);
 
 }  // namespace jax_bfc
 

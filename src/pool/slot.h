@@ -1,10 +1,11 @@
-// A Slot is the part of a pool that one thread uses: its front cache, what it
-// handed out, and its counters. Everything under its lock; any thread may lock
-// it to free, flush or read.
+// A Slot is what one thread of the host uses of a pool, or one CUDA stream: its
+// front cache, what it handed out, and its counters. Everything under its lock;
+// any thread may lock it to free, flush or read.
 #ifndef JAX_BFC_POOL_SLOT_H_
 #define JAX_BFC_POOL_SLOT_H_
 
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "core/chunk.h"
 #include "pool/gauge.h"
 #include "pool/kernel_table.h"
+#include "pool/lane.h"
 #include "pool/spin_lock.h"
 
 namespace jax_bfc {
@@ -44,12 +46,21 @@ struct KernelCounters {
 };
 
 struct alignas(64) Slot {
+  // A front cache of at most `cache_chunks_most` chunks, of the lane's.
+  Slot(Lane* slot_lane, uint32_t cache_chunks_most)
+      : cache_chunks(cache_chunks_most), lane(slot_lane) {}
+
   SpinLock lock;
   uint32_t cached = 0;  // the newest is at cached - 1
+  const uint32_t cache_chunks;
+  // Of the stream that the slot serves: it changes when another one gets it.
+  // Written under the lock.
+  std::atomic<uint32_t> stream_generation{0};
   size_t cached_bytes = 0;
   std::array<size_t, kCacheChunks> cache_bytes;
   std::array<Entry*, kCacheChunks> cache_entries;
 
+  Lane* const lane;
   BlockArray<Entry> entries;
   Entry* unused = nullptr;
 
@@ -82,7 +93,7 @@ struct alignas(64) Slot {
     return nullptr;
   }
 
-  // REQUIRES: cached < kCacheChunks.
+  // REQUIRES: cached < cache_chunks.
   void PutCached(Entry& entry) {
     entry.state = Entry::State::kCached;
     cache_bytes[cached] = entry.bytes;

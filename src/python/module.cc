@@ -6,7 +6,9 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 
+#include <algorithm>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -16,6 +18,7 @@
 #include "ffi/targets.h"
 #include "pool/registry.h"
 #include "python/gil.h"
+#include "python/pools.h"
 #include "python/scratch.h"
 #include "source/host_memory.h"
 
@@ -25,7 +28,8 @@ using namespace nb::literals;
 namespace jax_bfc {
 namespace {
 
-using Ordinal = std::optional<uint32_t>;
+// Of a pool, see registry.h; nothing for all of them.
+using Index = std::optional<uint32_t>;
 
 // Python loads extension modules where dlsym(RTLD_DEFAULT, ...) does not look;
 // kernel libraries look for jax_bfc_get_api there.
@@ -38,11 +42,11 @@ void MakeVisibleToKernels() {
   }
 }
 
-nb::dict Stats(uint32_t ordinal) {
+nb::dict Stats(uint32_t index) {
   PoolStats stats;
   {
     const GilRelease release;
-    stats = HostPool(ordinal).Stats();
+    stats = PoolOrThrow(index).Stats();
   }
   nb::dict d;
   d["num_allocs"] = stats.allocations;
@@ -68,11 +72,11 @@ nb::dict Stats(uint32_t ordinal) {
   return d;
 }
 
-nb::dict Kernels(uint32_t ordinal) {
+nb::dict Kernels(uint32_t index) {
   std::vector<KernelStats> kernels;
   {
     const GilRelease release;
-    kernels = HostPool(ordinal).Kernels();
+    kernels = PoolOrThrow(index).Kernels();
   }
   nb::dict result;
   for (const KernelStats& k : kernels) {
@@ -92,50 +96,86 @@ nb::dict Kernels(uint32_t ordinal) {
 }
 
 // None, or why nothing was changed.
-std::optional<std::string> Configure(Ordinal ordinal, size_t limit_bytes,
-                                     size_t initial_bytes, double growth_factor,
+std::optional<std::string> SetConfig(Index index,
+                                     std::optional<double> memory_fraction,
+                                     size_t limit_bytes, size_t initial_bytes,
+                                     double growth_factor,
                                      size_t max_growth_bytes, bool preallocate,
-                                     std::optional<bool> huge_pages) {
+                                     std::optional<bool> huge_pages,
+                                     const std::string& source) {
   const GilRelease release;
-  PoolConfig config;
-  config.limit_bytes = limit_bytes;
-  config.growth = {initial_bytes, growth_factor, max_growth_bytes};
-  config.preallocate = preallocate;
-  config.huge_pages = !huge_pages   ? HugePages::kAuto
-                      : *huge_pages ? HugePages::kOn
-                                    : HugePages::kOff;
-  return ConfigureHost(ordinal, config);
+  DeviceConfig config;
+  config.memory_fraction = memory_fraction;
+  config.pool.limit_bytes = limit_bytes;
+  config.pool.growth = {initial_bytes, growth_factor, max_growth_bytes};
+  config.pool.preallocate = preallocate;
+  config.pool.huge_pages = !huge_pages   ? HugePages::kAuto
+                           : *huge_pages ? HugePages::kOn
+                                         : HugePages::kOff;
+  config.pool.cuda_memory = source == "cuda_vmm" ? CudaMemoryKind::kVirtual
+                            : source == "cuda"   ? CudaMemoryKind::kPlain
+                                                 : CudaMemoryKind::kAuto;
+  return Configure(index, config);
+}
+
+// Of the device's configuration, whatever its pool got.
+size_t LimitBytes(uint32_t index) {
+  const GilRelease release;
+  std::string why;
+  const std::optional<PoolConfig> config = ConfigOfDevice(index, &why);
+  if (!config) throw std::runtime_error("jax_bfc: " + why);
+  return IsCudaPool(index) ? config->limit_bytes
+                           : std::min(config->limit_bytes, HostBudgetBytes());
+}
+
+// (free, total, mapped by our pool) of a CUDA device, in bytes.
+std::tuple<size_t, size_t, size_t> CudaMemoryUse(uint32_t ordinal) {
+  const GilRelease release;
+  std::string why;
+  const CudaDevice* device = FindCudaDevice(ordinal, &why);
+  if (device == nullptr) throw std::runtime_error("jax_bfc: " + why);
+  Pool* pool = FindPool(CudaPoolIndex(ordinal));
+  return {device->FreeBytes(), device->total_bytes(),
+          pool == nullptr ? 0 : pool->Stats().arena.mapped_bytes};
+}
+
+// Why CUDA cannot be used here; None where it can.
+std::optional<std::string> WhyNoCuda() {
+  const GilRelease release;
+  std::string why;
+  if (FindCudaDriver(&why) != nullptr) return std::nullopt;
+  return why;
 }
 
 // Of the pools that exist.
 template <typename Visit>
-void ForEachPool(Ordinal ordinal, Visit&& visit) {
+void ForEachPool(Index index, Visit&& visit) {
   const GilRelease release;
-  if (ordinal) {
-    if (Pool* pool = FindPool(*ordinal)) visit(*pool);
+  if (index) {
+    if (Pool* pool = FindPool(*index)) visit(*pool);
     return;
   }
   for (Pool* pool : AllPools()) visit(*pool);
 }
 
-size_t Trim(Ordinal ordinal) {
+size_t Trim(Index index) {
   size_t bytes = 0;
-  ForEachPool(ordinal, [&](Pool& pool) { bytes += pool.Trim(); });
+  ForEachPool(index, [&](Pool& pool) { bytes += pool.Trim(); });
   return bytes;
 }
 
-void ResetPeaks(Ordinal ordinal) {
-  ForEachPool(ordinal, [](Pool& pool) { pool.ResetPeaks(); });
+void ResetPeaks(Index index) {
+  ForEachPool(index, [](Pool& pool) { pool.ResetPeaks(); });
 }
 
-std::optional<std::string> Reset(Ordinal ordinal) {
+std::optional<std::string> ResetPools(Index index) {
   const GilRelease release;
-  return ResetHost(ordinal);
+  return Reset(index);
 }
 
-std::optional<std::string> LastOomReport(uint32_t ordinal) {
+std::optional<std::string> LastOomReport(uint32_t index) {
   const GilRelease release;
-  std::string report = HostPool(ordinal).LastOomReport();
+  std::string report = PoolOrThrow(index).LastOomReport();
   if (report.empty()) return std::nullopt;
   return report;
 }
@@ -191,22 +231,27 @@ NB_MODULE(_core, m) {
   MakeVisibleToKernels();
   m.attr("MAX_ALIGNMENT") = kMaxAlignment;
   m.attr("MAX_REQUEST") = kMaxRequest;
+  // Pools by index: those of CPU devices, then those of CUDA devices.
   m.attr("MAX_HOST_POOLS") = kMaxHostPools;
+  m.attr("MAX_POOLS") = kMaxPools;
   m.def("host_total_bytes", [] { return HostTotalBytes(); });
   m.def("host_available_bytes", &HostAvailableBytes);
   m.def("huge_pages_allowed", &HugePagesAllowed);
-  m.def("host_budget_bytes", &HostBudgetBytes);
-  m.def("configure", &Configure, "ordinal"_a.none(), nb::kw_only(),
-        "limit_bytes"_a, "initial_bytes"_a, "growth_factor"_a,
-        "max_growth_bytes"_a, "preallocate"_a, "huge_pages"_a.none());
-  m.def("memory_stats", &Stats, "ordinal"_a,
-        nb::sig("def memory_stats(ordinal: int) -> dict[str, int]"));
-  m.def("kernel_stats", &Kernels, "ordinal"_a,
-        nb::sig("def kernel_stats(ordinal: int) -> dict[str, dict[str, int]]"));
-  m.def("trim", &Trim, "ordinal"_a.none());
-  m.def("reset", &Reset, "ordinal"_a.none());
-  m.def("reset_peaks", &ResetPeaks, "ordinal"_a.none());
-  m.def("last_oom_report", &LastOomReport, "ordinal"_a);
+  m.def("limit_bytes", &LimitBytes, "index"_a);
+  m.def("why_no_cuda", &WhyNoCuda);
+  m.def("cuda_memory", &CudaMemoryUse, "ordinal"_a);
+  m.def("configure", &SetConfig, "index"_a.none(), nb::kw_only(),
+        "memory_fraction"_a.none(), "limit_bytes"_a, "initial_bytes"_a,
+        "growth_factor"_a, "max_growth_bytes"_a, "preallocate"_a,
+        "huge_pages"_a.none(), "source"_a);
+  m.def("memory_stats", &Stats, "index"_a,
+        nb::sig("def memory_stats(index: int) -> dict[str, int]"));
+  m.def("kernel_stats", &Kernels, "index"_a,
+        nb::sig("def kernel_stats(index: int) -> dict[str, dict[str, int]]"));
+  m.def("trim", &Trim, "index"_a.none());
+  m.def("reset", &ResetPools, "index"_a.none());
+  m.def("reset_peaks", &ResetPeaks, "index"_a.none());
+  m.def("last_oom_report", &LastOomReport, "index"_a);
   m.def("register_target", &RegisterTarget, "name"_a, "execute"_a);
   m.def("replay", &ReplayTrace, "is_allocate"_a, "ids"_a, "bytes"_a,
         nb::sig("def replay(is_allocate: typing.Any, ids: typing.Any, "

@@ -11,8 +11,8 @@
 #include <string>
 #include <utility>
 
-#include "pool/registry.h"
 #include "python/gil.h"
+#include "python/pools.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -34,6 +34,10 @@ struct Lease {
 struct Scratch {
   std::shared_ptr<Lease> lease;
   size_t nbytes;
+  uint32_t pool;
+  // What __cuda_array_interface__ says of the order of work: the stream, or
+  // nothing where the consumer need not wait for any.
+  std::optional<uintptr_t> stream;
 
   std::shared_ptr<Lease> Get() const {
     if (lease == nullptr) {
@@ -44,6 +48,12 @@ struct Scratch {
     return lease;
   }
   void* Data() const { return Get()->allocation.ptr; }
+  bool on_cuda() const { return IsCudaPool(pool); }
+  // As DLPack numbers devices: kDLCPU is 1, kDLCUDA 2.
+  int device_type() const { return on_cuda() ? 2 : 1; }
+  int device_id() const {
+    return on_cuda() ? static_cast<int>(pool - kMaxHostPools) : 0;
+  }
 };
 
 int GetBuffer(PyObject* self, Py_buffer* view, int flags) {
@@ -52,6 +62,13 @@ int GetBuffer(PyObject* self, Py_buffer* view, int flags) {
     view->obj = nullptr;
     PyErr_SetString(PyExc_BufferError,
                     "jax_bfc.scratch: exported after its with block ended.");
+    return -1;
+  }
+  if (scratch->on_cuda()) {
+    view->obj = nullptr;
+    PyErr_SetString(PyExc_BufferError,
+                    "jax_bfc.scratch: memory of a CUDA device has no buffer; "
+                    "use DLPack or __cuda_array_interface__.");
     return -1;
   }
   if (PyBuffer_FillInfo(view, self, scratch->lease->allocation.ptr,
@@ -77,22 +94,55 @@ nb::object DLPack(const Scratch& scratch, const nb::kwargs& kwargs) {
   nb::capsule owner(holder, [](void* p) noexcept {
     delete static_cast<std::shared_ptr<Lease>*>(p);
   });
-  nb::object array = nb::cast(
-      nb::ndarray<nb::array_api, uint8_t, nb::ndim<1>, nb::device::cpu>(
-          (*holder)->allocation.ptr, {scratch.nbytes}, owner));
+  nb::object array = nb::cast(nb::ndarray<nb::array_api, uint8_t, nb::ndim<1>>(
+      (*holder)->allocation.ptr, {scratch.nbytes}, owner, {},
+      nb::dtype<uint8_t>(), scratch.device_type(), scratch.device_id()));
   return array.attr("__dlpack__")(**kwargs);
 }
 
+// Version 3 of the interface, as CuPy, Numba and PyTorch read it.
+nb::dict CudaArrayInterface(const Scratch& scratch) {
+  if (!scratch.on_cuda()) {
+    // So that hasattr() says no, as consumers expect of host memory.
+    throw nb::attribute_error("__cuda_array_interface__");
+  }
+  nb::dict d;
+  d["shape"] = nb::make_tuple(scratch.nbytes);
+  d["typestr"] = "|u1";
+  d["data"] = nb::make_tuple(reinterpret_cast<uintptr_t>(scratch.Data()),
+                             /*read_only=*/false);
+  d["version"] = 3;
+  if (scratch.stream) {
+    d["stream"] = *scratch.stream;
+  } else {
+    d["stream"] = nb::none();
+  }
+  return d;
+}
+
 // A Scratch, or the report as a dict where it does not fit.
-nb::object Allocate(uint32_t ordinal, size_t nbytes, size_t alignment) {
+nb::object Allocate(uint32_t index, size_t nbytes, size_t alignment,
+                    std::optional<uintptr_t> stream) {
   std::unique_ptr<OomReport> report;
   std::optional<Allocation> made;
   {
     const GilRelease release;
-    made = HostPool(ordinal).Allocate(kPython, nbytes, alignment, &report);
+    Pool& pool = PoolOrThrow(index);
+    uint32_t order = Pool::kNoStream;
+    if (stream) {
+      std::string why;
+      const std::optional<uint32_t> found =
+          CudaStreamOf(pool, index - kMaxHostPools,
+                       reinterpret_cast<cuda::Stream>(*stream), &why);
+      if (!found) throw std::runtime_error("jax_bfc: " + why);
+      order = *found;
+    }
+    made = pool.Allocate(kPython, nbytes, alignment, &report,
+                         /*new_call=*/true, order);
   }
   if (made) {
-    return nb::cast(Scratch{std::make_shared<Lease>(*made), nbytes});
+    return nb::cast(
+        Scratch{std::make_shared<Lease>(*made), nbytes, index, stream});
   }
   nb::dict failure;
   failure["requested"] = report->requested_bytes;
@@ -119,15 +169,24 @@ void BindScratch(nb::module_& m) {
            "A DLPack capsule of uint8[nbytes] that keeps the memory.")
       .def(
           "__dlpack_device__",
-          [](const Scratch&) { return std::make_pair(1, 0); },
+          [](const Scratch& s) {
+            return std::make_pair(s.device_type(), s.device_id());
+          },
           nb::sig("def __dlpack_device__(self) -> tuple[int, int]"),
-          "(1, 0): DLPack's CPU device.")
+          "DLPack's device: (1, 0) for the CPU, (2, ordinal) for CUDA.")
+      .def_prop_ro(
+          "__cuda_array_interface__", &CudaArrayInterface,
+          nb::sig("def __cuda_array_interface__(self) -> dict[str, "
+                  "typing.Any]"),
+          "uint8[nbytes], on CUDA devices only. Does not keep the memory: "
+          "valid inside the block.")
       .def(
           "close", [](Scratch& s) { s.lease.reset(); },
           "Ends the block's own hold on the memory.");
-  m.def("allocate", &Allocate, "ordinal"_a, "nbytes"_a, "alignment"_a,
-        nb::sig("def allocate(ordinal: int, nbytes: int, alignment: int) -> "
-                "Scratch | dict[str, typing.Any]"));
+  m.def("allocate", &Allocate, "index"_a, "nbytes"_a, "alignment"_a,
+        "stream"_a.none() = nb::none(),
+        nb::sig("def allocate(index: int, nbytes: int, alignment: int, "
+                "stream: int | None = None) -> Scratch | dict[str, typing.Any]"));
 }
 
 }  // namespace jax_bfc

@@ -7,6 +7,7 @@
 #define JAX_BFC_SOURCE_HOST_H_
 
 #include "core/memory_source.h"
+#include "source/host_memory.h"
 
 namespace jax_bfc {
 
@@ -29,6 +30,7 @@ class HostSource : public MemorySource {
   const char* name() const override { return "host"; }
   size_t granularity() const override;
   bool has_virtual_memory() const override { return true; }
+  size_t DeviceFreeBytes() const override { return HostAvailableBytes(); }
   uintptr_t Reserve(size_t bytes) override;
   void Release(uintptr_t base, size_t bytes) override;
   bool Map(uintptr_t address, size_t bytes) override;

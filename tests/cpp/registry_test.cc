@@ -13,17 +13,22 @@
 namespace jax_bfc::testing {
 namespace {
 
-PoolConfig Limit(size_t limit_bytes) {
-  PoolConfig config;
-  config.limit_bytes = limit_bytes;
-  config.huge_pages = HugePages::kOff;
+DeviceConfig Limit(size_t limit_bytes) {
+  DeviceConfig config;
+  config.pool.limit_bytes = limit_bytes;
+  config.pool.huge_pages = HugePages::kOff;
   return config;
+}
+
+PoolConfig ConfigOf(uint32_t index) {
+  std::string why;
+  return *ConfigOfDevice(index, &why);
 }
 
 // As in a new process, but for the pools that exist.
 void StartAnew() {
-  CHECK_EQ(ResetHost(std::nullopt).value_or(""), "");
-  CHECK_EQ(ConfigureHost(std::nullopt, Limit(kLimit)).value_or(""), "");
+  CHECK_EQ(Reset(std::nullopt).value_or(""), "");
+  CHECK_EQ(Configure(std::nullopt, Limit(kLimit)).value_or(""), "");
 }
 
 TEST(PoolsAreMadeWhenUsed) {
@@ -51,17 +56,17 @@ TEST(ALimitBelowWhatIsInUseIsRefused) {
   CHECK_EQ(CheckCounted(pool).arena.mapped_bytes, 12 * kMiB);
   for (const std::optional<uint32_t> ordinal :
        {std::optional<uint32_t>(0), std::optional<uint32_t>()}) {
-    CHECK_EQ(ConfigureHost(ordinal, Limit(8 * kMiB - 1)).value_or("accepted"),
+    CHECK_EQ(Configure(ordinal, Limit(8 * kMiB - 1)).value_or("accepted"),
              "limit_bytes=8,388,607 is below the 8,388,608 bytes that scratch "
              "in use keeps mapped; it must be at least that many. Nothing was "
              "changed.");
-    CHECK_EQ(HostConfig(0).limit_bytes, kLimit);
-    CHECK_EQ(HostConfig(1).limit_bytes, kLimit);
+    CHECK_EQ(ConfigOf(0).limit_bytes, kLimit);
+    CHECK_EQ(ConfigOf(1).limit_bytes, kLimit);
     CHECK_EQ(HostBudgetBytes(), kLimit);
     CHECK_EQ(CheckCounted(pool).arena.mapped_bytes, 12 * kMiB);
   }
   // Just enough, once what is free has been given back.
-  CHECK_EQ(ConfigureHost(0, Limit(8 * kMiB)).value_or(""), "");
+  CHECK_EQ(Configure(0, Limit(8 * kMiB)).value_or(""), "");
   CHECK_EQ(CheckCounted(pool).arena.mapped_bytes, 8 * kMiB);
   GetRefused(pool, 256);
   CHECK(Free(pool, a));
@@ -69,9 +74,9 @@ TEST(ALimitBelowWhatIsInUseIsRefused) {
 
 TEST(ALimitOfOneDeviceIsItsOwn) {
   StartAnew();
-  CHECK_EQ(ConfigureHost(1, Limit(4 * kMiB)).value_or(""), "");
-  CHECK_EQ(HostConfig(1).limit_bytes, 4 * kMiB);
-  CHECK_EQ(HostConfig(0).limit_bytes, kLimit);
+  CHECK_EQ(Configure(1, Limit(4 * kMiB)).value_or(""), "");
+  CHECK_EQ(ConfigOf(1).limit_bytes, 4 * kMiB);
+  CHECK_EQ(ConfigOf(0).limit_bytes, kLimit);
   CHECK_EQ(HostBudgetBytes(), kLimit);
   GetRefused(HostPool(1), 5 * kMiB);
   CHECK(Free(HostPool(0), Get(HostPool(0), 5 * kMiB)));
@@ -79,9 +84,9 @@ TEST(ALimitOfOneDeviceIsItsOwn) {
 
 TEST(ALimitOfAllIsTheBudgetAndReplacesEachOne) {
   StartAnew();
-  CHECK_EQ(ConfigureHost(1, Limit(4 * kMiB)).value_or(""), "");
-  CHECK_EQ(ConfigureHost(std::nullopt, Limit(8 * kMiB)).value_or(""), "");
-  CHECK_EQ(HostConfig(1).limit_bytes, 8 * kMiB);
+  CHECK_EQ(Configure(1, Limit(4 * kMiB)).value_or(""), "");
+  CHECK_EQ(Configure(std::nullopt, Limit(8 * kMiB)).value_or(""), "");
+  CHECK_EQ(ConfigOf(1).limit_bytes, 8 * kMiB);
   CHECK_EQ(HostBudgetBytes(), 8 * kMiB);
   const Allocation a = Get(HostPool(0), 6 * kMiB);
   GetRefused(HostPool(1), 3 * kMiB);
@@ -92,7 +97,7 @@ TEST(ALimitOfAllIsTheBudgetAndReplacesEachOne) {
 
 TEST(OnePoolsFreeMemoryIsTrimmedForAnother) {
   StartAnew();
-  CHECK_EQ(ConfigureHost(std::nullopt, Limit(8 * kMiB)).value_or(""), "");
+  CHECK_EQ(Configure(std::nullopt, Limit(8 * kMiB)).value_or(""), "");
   CHECK(Free(HostPool(0), Get(HostPool(0), 8 * kMiB)));
   CHECK_EQ(CheckCounted(HostPool(0)).arena.mapped_bytes, 8 * kMiB);
   CHECK(Free(HostPool(1), Get(HostPool(1), 8 * kMiB)));
@@ -104,31 +109,31 @@ TEST(ResetWhileInUseIsRefused) {
   const Allocation a = Get(HostPool(0), 256);
   const Allocation b = Get(HostPool(1), 256);
   const PoolStats before = CheckCounted(HostPool(0));
-  CHECK_EQ(ResetHost(std::nullopt).value_or("accepted"),
+  CHECK_EQ(Reset(std::nullopt).value_or("accepted"),
            "jax_bfc.reset() while scratch is in use: 2 allocations are not "
            "yet freed. Wait for the programs that use them "
            "(jax.block_until_ready), then reset. Nothing was changed.");
-  CHECK(ResetHost(0).has_value());
+  CHECK(Reset(0).has_value());
   CHECK(Same(CheckCounted(HostPool(0)), before));
   CHECK(Free(HostPool(0), a));
-  CHECK_EQ(ResetHost(0).value_or(""), "");  // another's do not matter
+  CHECK_EQ(Reset(0).value_or(""), "");  // another's do not matter
   CHECK(Free(HostPool(1), b));
 }
 
 TEST(ResetDropsMemoryAndStatisticsNotTheConfiguration) {
   StartAnew();
-  CHECK_EQ(ConfigureHost(0, Limit(4 * kMiB)).value_or(""), "");
+  CHECK_EQ(Configure(0, Limit(4 * kMiB)).value_or(""), "");
   Pool& pool = HostPool(0);
   const Allocation a = Get(pool, 1000);
   GetRefused(pool, 5 * kMiB);
   CHECK(Free(pool, a));
-  CHECK_EQ(ResetHost(0).value_or(""), "");
+  CHECK_EQ(Reset(0).value_or(""), "");
   CHECK(&HostPool(0) == &pool);
   PoolStats fresh;
   fresh.limit_bytes = 4 * kMiB;
   CHECK(Same(CheckCounted(pool), fresh));
   CHECK_EQ(pool.LastOomReport(), "");
-  CHECK_EQ(HostConfig(0).limit_bytes, 4 * kMiB);
+  CHECK_EQ(ConfigOf(0).limit_bytes, 4 * kMiB);
   // An id from before is still no one's.
   const Allocation b = Get(pool, 1000);
   CHECK(!Free(pool, a));
@@ -137,14 +142,14 @@ TEST(ResetDropsMemoryAndStatisticsNotTheConfiguration) {
 
 TEST(AForkedChildStartsWithPoolsOfItsOwn) {
   StartAnew();
-  CHECK_EQ(ConfigureHost(1, Limit(4 * kMiB)).value_or(""), "");
+  CHECK_EQ(Configure(1, Limit(4 * kMiB)).value_or(""), "");
   const Allocation a = Get(HostPool(0), 256);
   const pid_t child = fork();
   CHECK(child >= 0);
   if (child == 0) {
     bool good = AllPools().empty() && FindPool(0) == nullptr;
-    good = good && HostConfig(0).limit_bytes == kLimit;
-    good = good && HostConfig(1).limit_bytes == 4 * kMiB;
+    good = good && ConfigOf(0).limit_bytes == kLimit;
+    good = good && ConfigOf(1).limit_bytes == 4 * kMiB;
     good = good && HostBudgetBytes() == kLimit;
     good = good && !Free(HostPool(0), a);  // the parent's
     const Allocation b = Get(HostPool(0), kMiB);

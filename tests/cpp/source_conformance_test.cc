@@ -2,16 +2,16 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <string>
 
 #include "check.h"
 #include "core/memory_source.h"
 #include "core/size_class.h"
+#include "fake_cuda.h"
+#include "source/cuda.h"
 #include "source/fake.h"
-#if __has_include("source/host.h")
 #include "source/host.h"
-#define JAX_BFC_HAS_HOST_SOURCE 1
-#endif
 
 namespace jax_bfc {
 namespace {
@@ -83,7 +83,6 @@ TEST(FakeSourceWithoutVirtualMemoryConforms) {
   CheckRefusesTheImpossible(source);
 }
 
-#ifdef JAX_BFC_HAS_HOST_SOURCE
 TEST(HostSourceConforms) {
   for (const HugePages huge_pages : {HugePages::kAuto, HugePages::kOff}) {
     for (const bool prefault : {false, true}) {
@@ -93,7 +92,35 @@ TEST(HostSourceConforms) {
     }
   }
 }
-#endif
+
+// On a driver in memory; tests/gpu has them on a real one.
+template <typename Source>
+void CheckCudaConforms(size_t plain_alignment) {
+  testing::FakeCuda fake({.plain_alignment = plain_alignment});
+  SetCudaDriverForTest(testing::FakeCuda::driver());
+  std::string why;
+  const std::unique_ptr<CudaDevice> device = CudaDevice::Open(1, &why);
+  CHECK(device != nullptr);
+  Source source(device.get());
+  CheckConforms(source, /*touch=*/false);
+  CheckRefusesTheImpossible(source);
+  CHECK(source.WaitIdle());
+  fake.CheckClean();
+  SetCudaDriverForTest(nullptr);
+}
+TEST(CudaVmmSourceConforms) { CheckCudaConforms<CudaVmmSource>(2 << 20); }
+TEST(CudaSourceConforms) {
+  CheckCudaConforms<CudaSource>(2 << 20);
+  CheckCudaConforms<CudaSource>(512);
+}
+TEST(ACudaDeviceThatIsNotThereIsNamed) {
+  testing::FakeCuda fake({.devices = 2});
+  SetCudaDriverForTest(testing::FakeCuda::driver());
+  std::string why;
+  CHECK(CudaDevice::Open(2, &why) == nullptr);
+  CHECK_EQ(why, "there is no CUDA device 2; this process sees 2");
+  SetCudaDriverForTest(nullptr);
+}
 
 TEST(FakeAddressesStartAtTwoToTheFortiethAndAreUsedAgain) {
   FakeSource source({.granularity = 4096});

@@ -24,7 +24,7 @@ extern "C" {
 #endif
 
 #define JAX_BFC_API_MAJOR 1
-#define JAX_BFC_API_MINOR 0
+#define JAX_BFC_API_MINOR 1
 #define JAX_BFC_GET_API_SYMBOL "jax_bfc_get_api"
 
 /* The least alignment of every allocation, and the largest that can be asked
@@ -49,7 +49,7 @@ typedef struct jax_bfc_context {
   uint32_t pool;   /* index of the pool of one device */
   uint32_t kernel; /* who is charged, see memory_stats and kernel_stats */
   uint32_t calls;  /* internal: 1 until the first allocation was counted */
-  uint32_t unused;
+  uint32_t stream; /* internal: the order of execution; 0 for none */
 } jax_bfc_context;
 
 /* One allocation: half-open range [ptr, ptr + bytes). The id names it when it
@@ -91,7 +91,9 @@ typedef struct jax_bfc_api {
                                jax_bfc_context* context);
 
   /* For code outside XLA: the pool of device `ordinal`, charged to
-   * `kernel_name` (bytes [name, name + length), copied). */
+   * `kernel_name` (bytes [name, name + length), copied). On a CUDA device, what
+   * is freed is used again only after the device has done all that was
+   * submitted to it; see open_stream. */
   jax_bfc_status (*open)(jax_bfc_device_kind kind, int32_t ordinal,
                          const char* kernel_name, size_t length,
                          jax_bfc_context* context);
@@ -119,6 +121,13 @@ typedef struct jax_bfc_api {
   void (*call_site_destroy)(uint64_t call_site);
   jax_bfc_status (*call_site_bind)(uint64_t call_site,
                                    jax_bfc_context* context);
+
+  /* From version 1.1. As open, for work in the order of a CUDA stream (a
+   * CUstream or cudaStream_t of that device, null for its default one): what is
+   * freed may be used at once by what comes later on that stream. */
+  jax_bfc_status (*open_stream)(jax_bfc_device_kind kind, int32_t ordinal,
+                                void* stream, const char* kernel_name,
+                                size_t length, jax_bfc_context* context);
 } jax_bfc_api;
 
 /* The table for a caller built against version major.minor, or null where this

@@ -43,6 +43,10 @@ inline namespace v1_0 JAX_BFC_HIDDEN {
 
 namespace internal {
 
+// The least version of the C interface that has what this header calls.
+inline constexpr uint32_t kApiMajor = 1;
+inline constexpr uint32_t kApiMinor = 0;
+
 // The library's table, or null and why not. Only a successful look-up is kept:
 // jax_bfc may be imported later.
 inline const jax_bfc_api* FindApi(std::string* why) {
@@ -59,11 +63,10 @@ inline const jax_bfc_api* FindApi(std::string* why) {
         "runs.";
     return nullptr;
   }
-  const jax_bfc_api* api = get_api(JAX_BFC_API_MAJOR, JAX_BFC_API_MINOR);
+  const jax_bfc_api* api = get_api(kApiMajor, kApiMinor);
   if (api == nullptr) {
     *why = "jax_bfc: this kernel was built against version " +
-           std::to_string(JAX_BFC_API_MAJOR) + "." +
-           std::to_string(JAX_BFC_API_MINOR) +
+           std::to_string(kApiMajor) + "." + std::to_string(kApiMinor) +
            " of the jax_bfc C interface, which the imported jax_bfc does not "
            "serve. Upgrade jax_bfc (pip install --upgrade jax_bfc), or build "
            "the kernel against the headers of the installed one "

@@ -1,0 +1,134 @@
+// What a Pool says of itself.
+#include <algorithm>
+#include <utility>
+
+#include "pool/pool.h"
+
+namespace jax_bfc {
+
+PoolStats Pool::Stats() {
+  PoolStats stats;
+  GaugeSum in_use;
+  size_t cached = 0;
+  const LockedSlots locked = LockSlots();
+  for (const Slot* slot : locked.slots) {
+    in_use.Add(slot->in_use);
+    stats.requested_bytes += slot->requested_bytes;
+    stats.cached_bytes += slot->cached_bytes;
+    stats.cache_hits += slot->cache_hits;
+    cached += slot->cached;
+    for (uint32_t i = 0; i < slot->cached; ++i) {
+      stats.largest_free_bytes =
+          std::max(stats.largest_free_bytes, slot->cache_bytes[i]);
+    }
+    for (const KernelCounters& kernel : slot->kernels) {
+      stats.allocations += kernel.allocations;
+      stats.failures += kernel.failures;
+      stats.total_bytes += kernel.total_bytes;
+      stats.largest_bytes = std::max(stats.largest_bytes, kernel.largest_bytes);
+    }
+  }
+  stats.bytes_in_use = in_use.Value(in_use_);
+  stats.peak_bytes_in_use = in_use.Peak(in_use_);
+  for (Lane& lane : lanes_) {
+    const std::lock_guard lock(lane.mutex);
+    stats.limit_bytes =
+        std::min(config_.limit_bytes, source_.budget_limit_bytes());
+    if (lane.arena == nullptr) continue;
+    stats.arena += lane.arena->stats();
+    stats.cached_bytes += lane.waiting_bytes;
+    cached += lane.waiting_chunks;
+  }
+  // With what a thread has just got by growing and not yet entered in its slot.
+  stats.live = stats.arena.chunks_in_use - cached;
+  stats.arena.peak_mapped_bytes =
+      static_cast<size_t>(source_.mapped().peak.load());
+  stats.largest_free_bytes =
+      std::max(stats.largest_free_bytes, stats.arena.largest_free_bytes);
+  return stats;
+}
+
+std::vector<KernelStats> Pool::Kernels() {
+  const uint32_t count = KernelCount();
+  std::vector<KernelStats> kernels(count);
+  std::vector<GaugeSum> in_use(count);
+  {
+    const LockedSlots locked = LockSlots();
+    for (const Slot* slot : locked.slots) {
+      for (size_t i = 0; i < slot->kernels.size() && i < count; ++i) {
+        const KernelCounters& from = slot->kernels[i];
+        KernelStats& to = kernels[i];
+        to.calls += from.calls;
+        to.allocations += from.allocations;
+        to.total_bytes += from.total_bytes;
+        to.largest_bytes = std::max(to.largest_bytes, from.largest_bytes);
+        to.failures += from.failures;
+        in_use[i].Add(from.in_use);
+      }
+    }
+    for (uint32_t i = 0; i < count; ++i) {
+      kernels[i].bytes_in_use = in_use[i].Value(kernels_in_use_[i]);
+      kernels[i].peak_bytes_in_use = in_use[i].Peak(kernels_in_use_[i]);
+    }
+  }
+  std::vector<KernelStats> used;
+  for (uint32_t i = 0; i < count; ++i) {
+    KernelStats& kernel = kernels[i];
+    kernel.call_sites = KernelCallSites(i).load(std::memory_order_relaxed);
+    if (kernel.calls == 0 && kernel.call_sites == 0) continue;
+    kernel.name = KernelName(i);
+    used.push_back(std::move(kernel));
+  }
+  return used;
+}
+
+void Pool::ResetPeaks() {
+  const LockedSlots locked = LockSlots();
+  for (Slot* slot : locked.slots) {
+    slot->in_use.Publish(in_use_);
+    for (size_t i = 0; i < slot->kernels.size(); ++i) {
+      slot->kernels[i].in_use.Publish(kernels_in_use_[i]);
+      slot->kernels[i].largest_bytes = 0;
+    }
+  }
+  in_use_.peak = in_use_.value.load();
+  for (uint32_t i = 0; i < kMaxKernels; ++i) {
+    kernels_in_use_[i].peak = kernels_in_use_[i].value.load();
+  }
+  source_.mapped().peak = source_.mapped().value.load();
+  for (Lane& lane : lanes_) {
+    const std::lock_guard lock(lane.mutex);
+    if (lane.arena != nullptr) lane.arena->ResetPeaks();
+  }
+}
+
+OomReport Pool::Report(KernelId kernel, size_t bytes, size_t alignment) {
+  const PoolStats stats = Stats();
+  OomReport report;
+  report.kernel = KernelName(kernel);
+  report.device = device_;
+  report.requested_bytes = bytes;
+  report.alignment = alignment;
+  report.limit_bytes = stats.limit_bytes;
+  report.mapped_bytes = stats.arena.mapped_bytes;
+  report.bytes_in_use = stats.bytes_in_use;
+  report.largest_free_bytes = stats.largest_free_bytes;
+  report.device_available_bytes = source_.DeviceFreeBytes();
+  for (const KernelStats& k : Kernels()) {
+    if (k.bytes_in_use > 0) report.holders.emplace_back(k.name, k.bytes_in_use);
+  }
+  std::stable_sort(
+      report.holders.begin(), report.holders.end(),
+      [](const auto& a, const auto& b) { return a.second > b.second; });
+  if (report.holders.size() > 5) report.holders.resize(5);
+  const std::lock_guard lock(report_mutex_);
+  last_oom_report_ = report.Text();
+  return report;
+}
+
+std::string Pool::LastOomReport() {
+  const std::lock_guard lock(report_mutex_);
+  return last_oom_report_;
+}
+
+}  // namespace jax_bfc

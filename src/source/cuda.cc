@@ -1,0 +1,195 @@
+#include "source/cuda.h"
+
+#include <algorithm>
+
+#include "core/size_class.h"
+
+namespace jax_bfc {
+namespace {
+
+constexpr size_t kPlainGranularity = size_t{2} << 20;
+
+}  // namespace
+
+std::unique_ptr<CudaDevice> CudaDevice::Open(int ordinal, std::string* why) {
+  const CudaDriver* driver = FindCudaDriver(why);
+  if (driver == nullptr) return nullptr;
+  std::unique_ptr<CudaDevice> device(new CudaDevice(*driver, ordinal));
+  const auto good = [&](const char* call, cuda::Result result) {
+    if (result == cuda::kSuccess) return true;
+    *why = std::string(call) + " of CUDA device " + std::to_string(ordinal) +
+           " failed with " + CudaErrorName(*driver, result);
+    return false;
+  };
+  int count = 0;
+  if (!good("cuDeviceGetCount", driver->DeviceGetCount(&count))) return nullptr;
+  if (ordinal < 0 || ordinal >= count) {
+    *why = "there is no CUDA device " + std::to_string(ordinal) +
+           "; this process sees " + std::to_string(count);
+    return nullptr;
+  }
+  int virtual_memory = 0;
+  if (!good("cuDeviceGet", driver->DeviceGet(&device->device_, ordinal)) ||
+      !good("cuDeviceTotalMem",
+            driver->DeviceTotalMem(&device->total_bytes_, device->device_)) ||
+      !good("cuDeviceGetAttribute",
+            driver->DeviceGetAttribute(&virtual_memory,
+                                       cuda::kAttributeVirtualMemory,
+                                       device->device_))) {
+    return nullptr;
+  }
+  device->has_virtual_memory_ = virtual_memory != 0;
+  device->granularity_ = kPlainGranularity;
+  if (device->has_virtual_memory_) {
+    cuda::AllocationProperties properties;
+    properties.location.id = device->device();
+    size_t granularity = 0;
+    if (!good("cuMemGetAllocationGranularity",
+              driver->MemGetAllocationGranularity(&granularity, &properties,
+                                                  cuda::kGranularityMinimum))) {
+      return nullptr;
+    }
+    device->granularity_ = std::max(kPlainGranularity, granularity);
+  }
+  // Last, since it is the one thing that would have to be given back.
+  if (!good(
+          "cuDevicePrimaryCtxRetain",
+          driver->DevicePrimaryCtxRetain(&device->context_, device->device_))) {
+    return nullptr;
+  }
+  return device;
+}
+
+size_t CudaDevice::FreeBytes() const {
+  const CudaScope scope(driver_, context_);
+  size_t free_bytes = 0;
+  size_t total_bytes = 0;
+  if (!scope.entered() ||
+      driver_.MemGetInfo(&free_bytes, &total_bytes) != cuda::kSuccess) {
+    return 0;
+  }
+  return free_bytes;
+}
+
+bool CudaDevice::WaitIdle() {
+  const std::lock_guard lock(token_mutex_);
+  const CudaScope scope(driver_, context_);
+  if (!scope.entered()) return false;
+  if (token_ == 0 && driver_.MemAlloc(&token_, kQuantum) != cuda::kSuccess) {
+    token_ = 0;
+    return false;
+  }
+  if (driver_.MemFree(token_) != cuda::kSuccess) return false;
+  token_ = 0;
+  return true;
+}
+
+// ---------------------------------------------------------------------------
+// Virtual memory.
+
+uintptr_t CudaVmmSource::Reserve(size_t bytes) {
+  const CudaScope scope(driver(), device_->context());
+  if (!scope.entered()) return 0;
+  const std::lock_guard lock(device_->mutex_);
+  GiveBack();
+  cuda::Address base = 0;
+  if (driver().MemAddressReserve(&base, RoundUp(bytes, granularity()),
+                                 kMaxAlignment, 0, 0) != cuda::kSuccess) {
+    return 0;
+  }
+  return base;
+}
+
+void CudaVmmSource::Release(uintptr_t base, size_t bytes) {
+  const CudaScope scope(driver(), device_->context());
+  const std::lock_guard lock(device_->mutex_);
+  device_->unwanted_ranges_.emplace(base, bytes);
+  if (scope.entered()) GiveBack();
+}
+
+bool CudaVmmSource::Map(uintptr_t address, size_t bytes) {
+  const CudaScope scope(driver(), device_->context());
+  if (!scope.entered()) return false;
+  const std::lock_guard lock(device_->mutex_);
+  GiveBack();
+  cuda::AllocationProperties properties;
+  properties.location.id = device_->device();
+  cuda::MemoryHandle handle = 0;
+  if (driver().MemCreate(&handle, bytes, &properties, 0) != cuda::kSuccess) {
+    return false;
+  }
+  const bool mapped =
+      driver().MemMap(address, bytes, 0, handle, 0) == cuda::kSuccess;
+  cuda::AccessDescription access;
+  access.location = properties.location;
+  const bool accessible =
+      mapped &&
+      driver().MemSetAccess(address, bytes, &access, 1) == cuda::kSuccess;
+  // The mapping keeps the memory from here on.
+  const bool released = driver().MemRelease(handle) == cuda::kSuccess;
+  if (accessible && released) return true;
+  if (mapped) device_->unwanted_mappings_.emplace(address, bytes);
+  if (!released) device_->unwanted_handles_.push_back(handle);
+  GiveBack();
+  return false;
+}
+
+void CudaVmmSource::GiveBack() {
+  std::erase_if(device_->unwanted_mappings_, [&](const auto& mapping) {
+    return driver().MemUnmap(mapping.first, mapping.second) == cuda::kSuccess;
+  });
+  std::erase_if(device_->unwanted_handles_, [&](cuda::MemoryHandle handle) {
+    return driver().MemRelease(handle) == cuda::kSuccess;
+  });
+  // Not while something is mapped there.
+  if (!device_->unwanted_mappings_.empty()) return;
+  std::erase_if(device_->unwanted_ranges_, [&](const auto& range) {
+    return driver().MemAddressFree(range.first, range.second) == cuda::kSuccess;
+  });
+}
+
+bool CudaVmmSource::Unmap(uintptr_t address, size_t bytes) {
+  const CudaScope scope(driver(), device_->context());
+  return scope.entered() && driver().MemUnmap(address, bytes) == cuda::kSuccess;
+}
+
+// ---------------------------------------------------------------------------
+// Plain memory.
+
+uintptr_t CudaSource::Reserve(size_t bytes) {
+  const CudaScope scope(driver(), device_->context());
+  if (!scope.entered()) return 0;
+  const std::lock_guard lock(device_->mutex_);
+  GiveBack();
+  cuda::Address address = 0;
+  if (driver().MemAlloc(&address, bytes) != cuda::kSuccess) return 0;
+  if (address % kMaxAlignment != 0) {
+    // Large blocks start at such a multiple by themselves; where one does not,
+    // a wider one has such an address in it.
+    device_->unwanted_.push_back(address);
+    GiveBack();
+    if (driver().MemAlloc(&address, bytes + kMaxAlignment) != cuda::kSuccess) {
+      return 0;
+    }
+  }
+  const uintptr_t base = RoundUp(address, kMaxAlignment);
+  device_->plain_.emplace(base, address);
+  return base;
+}
+
+void CudaSource::Release(uintptr_t base, size_t) {
+  const CudaScope scope(driver(), device_->context());
+  const std::lock_guard lock(device_->mutex_);
+  const auto found = device_->plain_.find(base);
+  device_->unwanted_.push_back(found->second);
+  device_->plain_.erase(found);
+  if (scope.entered()) GiveBack();
+}
+
+void CudaSource::GiveBack() {
+  std::erase_if(device_->unwanted_, [&](cuda::Address address) {
+    return driver().MemFree(address) == cuda::kSuccess;
+  });
+}
+
+}  // namespace jax_bfc

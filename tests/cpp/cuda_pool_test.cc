@@ -1,0 +1,372 @@
+// The CUDA sources and pools on a driver in memory: order of streams, trimming,
+// refusals of the driver, streams that come and go.
+#include <memory>
+#include <optional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "fake_cuda.h"
+#include "pool/registry.h"
+#include "pool_fixture.h"
+#include "source/cuda.h"
+
+namespace jax_bfc::testing {
+namespace {
+
+// A device of 256 MiB and a pool on it.
+class Gpu {
+ public:
+  explicit Gpu(size_t limit_bytes, bool virtual_memory = true,
+               size_t plain_alignment = 2 * kMiB)
+      : fake_({.devices = 1,
+               .total_bytes = 256 * kMiB,
+               .virtual_memory = virtual_memory,
+               .plain_alignment = plain_alignment}) {
+    SetCudaDriverForTest(FakeCuda::driver());
+    std::string why;
+    device_ = CudaDevice::Open(0, &why);
+    if (device_ == nullptr) Fail(__FILE__, __LINE__, why);
+    PoolConfig config;
+    config.limit_bytes = limit_bytes;
+    budget_.set_limit_bytes(limit_bytes);
+    pool_ = std::make_unique<Pool>(
+        CudaPoolIndex(0), "cuda:0", config, &budget_, [this] { pool_->Trim(); },
+        [this,
+         virtual_memory](const PoolConfig&) -> std::unique_ptr<MemorySource> {
+          if (virtual_memory) {
+            return std::make_unique<CudaVmmSource>(device_.get());
+          }
+          return std::make_unique<CudaSource>(device_.get());
+        });
+  }
+  ~Gpu() { SetCudaDriverForTest(nullptr); }
+
+  // Everything given back, and no rule of CUDA broken.
+  void Finish() {
+    fake_.StopFailing();
+    CHECK(Pool::Everything(pool_.get()).Reset());
+    fake_.CheckClean();
+  }
+
+  FakeCuda& fake() { return fake_; }
+  Pool& pool() { return *pool_; }
+
+  uint32_t NameOf(cuda::Stream stream) {
+    return pool_->StreamOf(fake_.StreamId(stream));
+  }
+  // In the order of a stream that was named.
+  std::optional<Allocation> TryGet(uint32_t name, size_t bytes) {
+    std::unique_ptr<OomReport> report;
+    return pool_->Allocate(TestKernel(), bytes, 1, &report, true, name);
+  }
+  Allocation GetIn(uint32_t name, size_t bytes) {
+    const auto made = TryGet(name, bytes);
+    if (!made) Fail(__FILE__, __LINE__, pool_->LastOomReport());
+    return *made;
+  }
+  // Work on the stream that touches the block.
+  void Use(cuda::Stream stream, const Allocation& a) {
+    const auto address = reinterpret_cast<uintptr_t>(a.ptr);
+    fake_.CheckNoForeignUser(stream, address, a.bytes);
+    fake_.Launch(stream, address, a.bytes);
+  }
+
+ private:
+  FakeCuda fake_;
+  std::unique_ptr<CudaDevice> device_;
+  Budget budget_{0};
+  std::unique_ptr<Pool> pool_;
+};
+
+TEST(AStreamGetsItsOwnMemoryBackAtOnce) {
+  Gpu gpu(64 * kMiB);
+  const cuda::Stream stream = gpu.fake().CreateStream();
+  const uint32_t name = gpu.NameOf(stream);
+  const Allocation a = gpu.GetIn(name, kMiB);
+  gpu.Use(stream, a);
+  CHECK(Free(gpu.pool(), a));
+  const int calls = gpu.fake().calls();
+  const Allocation b = gpu.GetIn(name, kMiB);
+  CHECK_EQ(b.ptr, a.ptr);
+  CHECK(Free(gpu.pool(), b));
+  CHECK_EQ(gpu.fake().calls(), calls);  // none for a pair
+  CHECK_EQ(gpu.fake().barriers(), 0);
+  gpu.Finish();
+}
+
+TEST(StreamsHaveLanesOfTheirOwn) {
+  Gpu gpu(64 * kMiB);
+  const cuda::Stream s = gpu.fake().CreateStream();
+  const cuda::Stream t = gpu.fake().CreateStream();
+  CHECK(gpu.NameOf(s) != gpu.NameOf(t));
+  CHECK_EQ(gpu.NameOf(s), gpu.NameOf(s));
+  const Allocation a = gpu.GetIn(gpu.NameOf(s), kMiB);
+  gpu.Use(s, a);
+  CHECK(Free(gpu.pool(), a));
+  const Allocation b = gpu.GetIn(gpu.NameOf(t), kMiB);
+  gpu.Use(t, b);
+  CHECK(Free(gpu.pool(), b));
+  CheckCounted(gpu.pool());
+  gpu.Finish();
+}
+
+TEST(WhatAnotherStreamFreedIsTrimmedOnlyWhenItsWorkIsDone) {
+  for (const bool virtual_memory : {true, false}) {
+    Gpu gpu(16 * kMiB, virtual_memory);
+    const cuda::Stream s = gpu.fake().CreateStream();
+    const cuda::Stream t = gpu.fake().CreateStream();
+    const Allocation a = gpu.GetIn(gpu.NameOf(s), 12 * kMiB);
+    gpu.Use(s, a);
+    CHECK(Free(gpu.pool(), a));
+    const Allocation b = gpu.GetIn(gpu.NameOf(t), 12 * kMiB);
+    gpu.Use(t, b);
+    CHECK(gpu.fake().barriers() > 0);
+    CHECK(Free(gpu.pool(), b));
+    CheckCounted(gpu.pool());
+    gpu.Finish();
+  }
+}
+
+TEST(WithoutAStreamMemoryWaitsForTheDevice) {
+  Gpu gpu(64 * kMiB);
+  const cuda::Stream s = gpu.fake().CreateStream();
+  const Allocation a = gpu.GetIn(Pool::kNoStream, kMiB);
+  gpu.Use(s, a);
+  CHECK(Free(gpu.pool(), a));
+  CHECK_EQ(gpu.fake().barriers(), 0);  // freeing asks nothing of the driver
+  const PoolStats stats = CheckCounted(gpu.pool());
+  CHECK_EQ(stats.bytes_in_use, 0);
+  CHECK_EQ(stats.cached_bytes, kMiB);
+  // There is room beside it: nothing waits for it yet.
+  const Allocation b = gpu.GetIn(Pool::kNoStream, kMiB);
+  CHECK(b.ptr != a.ptr);
+  CHECK_EQ(gpu.fake().barriers(), 0);
+  const Allocation c = gpu.GetIn(Pool::kNoStream, kMiB);
+  CHECK_EQ(c.ptr, a.ptr);
+  CHECK_EQ(gpu.fake().barriers(), 1);
+  CHECK(Free(gpu.pool(), b));
+  CHECK(Free(gpu.pool(), c));
+  gpu.Finish();
+}
+
+TEST(ADestroyedStreamsHandleMayComeBackForAnotherStream) {
+  Gpu gpu(64 * kMiB);
+  const cuda::Stream old_stream = gpu.fake().CreateStream();
+  const uint32_t old_name = gpu.NameOf(old_stream);
+  CHECK(Free(gpu.pool(), gpu.GetIn(old_name, kMiB)));
+  gpu.fake().DestroyStream(old_stream);
+  const cuda::Stream new_stream = gpu.fake().CreateStream();
+  CHECK_EQ(new_stream, old_stream);
+  CHECK(gpu.NameOf(new_stream) != old_name);
+  // What is left of the old one is found when it is wanted, with no word to a
+  // stream that is gone.
+  CHECK(gpu.pool().Trim() > 0);
+  gpu.Finish();
+}
+
+TEST(AMemoryOfADeadStreamIsNotLost) {
+  Gpu gpu(16 * kMiB);
+  for (int i = 0; i < 5; ++i) {
+    const cuda::Stream stream = gpu.fake().CreateStream();
+    const Allocation a = gpu.GetIn(gpu.NameOf(stream), 12 * kMiB);
+    gpu.Use(stream, a);
+    CHECK(Free(gpu.pool(), a));
+    gpu.fake().DestroyStream(stream);
+  }
+  gpu.Finish();
+}
+
+TEST(MoreStreamsThanSlotsTakeThoseThatAreIdle) {
+  Gpu gpu(200 * kMiB);
+  std::vector<cuda::Stream> streams;
+  for (uint32_t i = 0; i < 3 * kSlots; ++i) {
+    streams.push_back(gpu.fake().CreateStream());
+    const uint32_t name = gpu.NameOf(streams.back());
+    CHECK(name != Pool::kNoStream);
+    const Allocation a = gpu.GetIn(name, kMiB);
+    gpu.Use(streams.back(), a);
+    CHECK(Free(gpu.pool(), a));
+  }
+  CheckCounted(gpu.pool());
+  // The first has lost its slot and gets one again.
+  const Allocation a = gpu.GetIn(gpu.NameOf(streams[0]), kMiB);
+  gpu.Use(streams[0], a);
+  CHECK(Free(gpu.pool(), a));
+  gpu.Finish();
+}
+
+TEST(ANameThatIsOutOfDateIsServedWithoutOrder) {
+  Gpu gpu(200 * kMiB);
+  const cuda::Stream first = gpu.fake().CreateStream();
+  const uint32_t name = gpu.NameOf(first);
+  for (uint32_t i = 0; i < 2 * kSlots; ++i) {
+    gpu.NameOf(gpu.fake().CreateStream());
+  }
+  CHECK(gpu.NameOf(first) != name);
+  // As a handler that was decoded before its stream lost the slot.
+  const Allocation a = gpu.GetIn(name, kMiB);
+  gpu.Use(first, a);
+  CHECK(Free(gpu.pool(), a));
+  CHECK_EQ(CheckCounted(gpu.pool()).cached_bytes, kMiB);  // waits
+  gpu.Finish();
+}
+
+TEST(WhereEveryStreamHoldsMemoryANewOneIsServedWithoutOrder) {
+  Gpu gpu(200 * kMiB);
+  std::vector<Allocation> held;
+  for (uint32_t i = 1; i < kSlots; ++i) {
+    const cuda::Stream stream = gpu.fake().CreateStream();
+    held.push_back(gpu.GetIn(gpu.NameOf(stream), kMiB));
+  }
+  const cuda::Stream one_more = gpu.fake().CreateStream();
+  CHECK_EQ(gpu.NameOf(one_more), Pool::kNoStream);
+  held.push_back(gpu.GetIn(gpu.NameOf(one_more), kMiB));
+  for (const Allocation& a : held) CHECK(Free(gpu.pool(), a));
+  CHECK(gpu.NameOf(one_more) != Pool::kNoStream);
+  gpu.Finish();
+}
+
+TEST(GrowthUnderACaptureLeavesItWhole) {
+  for (const bool virtual_memory : {true, false}) {
+    Gpu gpu(64 * kMiB, virtual_memory);
+    const cuda::Stream captured = gpu.fake().CreateStream();
+    const cuda::Stream other = gpu.fake().CreateStream();
+    gpu.fake().BeginCapture(captured);
+    const Allocation a = gpu.GetIn(gpu.NameOf(other), 8 * kMiB);
+    CHECK(Free(gpu.pool(), a));
+    gpu.pool().Trim();
+    CHECK(gpu.fake().EndCapture(captured).has_value());
+    gpu.Finish();
+  }
+}
+
+TEST(WhatTheCardDoesNotHaveEndsInTheReport) {
+  Gpu gpu(200 * kMiB);
+  gpu.fake().Occupy(0, static_cast<int64_t>(200 * kMiB));
+  const cuda::Stream stream = gpu.fake().CreateStream();
+  CHECK(!gpu.TryGet(gpu.NameOf(stream), 100 * kMiB));
+  const std::string report = gpu.pool().LastOomReport();
+  CHECK(report.find("on cuda:0 asked for 104,857,600 bytes") !=
+        std::string::npos);
+  CHECK(report.find("XLA_CLIENT_MEM_FRACTION") != std::string::npos);
+  CHECK(Free(gpu.pool(), gpu.GetIn(gpu.NameOf(stream), 16 * kMiB)));
+  gpu.Finish();
+}
+
+TEST(PlainBlocksThatStartAnywhereStillAlign) {
+  Gpu gpu(64 * kMiB, /*virtual_memory=*/false, /*plain_alignment=*/512);
+  std::unique_ptr<OomReport> report;
+  const auto made =
+      gpu.pool().Allocate(TestKernel(), kMiB, 2 * kMiB, &report, true, 0);
+  CHECK(made.has_value());
+  CHECK_EQ(reinterpret_cast<uintptr_t>(made->ptr) % (2 * kMiB), 0);
+  CHECK(Free(gpu.pool(), *made));
+  gpu.Finish();
+}
+
+// Every call of the driver is refused in turn, once and from there on.
+void RefuseEachCall(bool virtual_memory) {
+  const auto program = [](Gpu& gpu, cuda::Stream s, cuda::Stream t) {
+    const auto pair = [&](uint32_t name, cuda::Stream stream, size_t bytes) {
+      if (const auto a = gpu.TryGet(name, bytes)) {
+        gpu.Use(stream, *a);
+        CHECK(Free(gpu.pool(), *a));
+      }
+    };
+    pair(gpu.NameOf(s), s, 3 * kMiB);
+    pair(gpu.NameOf(t), t, 14 * kMiB);  // takes from s
+    pair(Pool::kNoStream, s, 10 * kMiB);
+    pair(Pool::kNoStream, t, 10 * kMiB);
+    gpu.pool().Trim();
+    pair(gpu.NameOf(s), s, 3 * kMiB);
+    Pool::Everything(&gpu.pool()).Reset();
+    pair(gpu.NameOf(s), s, 3 * kMiB);
+  };
+  for (const bool once : {true, false}) {
+    for (int n = 1;; ++n) {
+      Gpu gpu(16 * kMiB, virtual_memory);
+      const cuda::Stream s = gpu.fake().CreateStream();
+      const cuda::Stream t = gpu.fake().CreateStream();
+      if (once) {
+        gpu.fake().FailCall(n, cuda::kOutOfMemory);
+      } else {
+        gpu.fake().FailFrom(n, cuda::kOutOfMemory);
+      }
+      program(gpu, s, t);
+      const bool failed = gpu.fake().failed_calls() > 0;
+      gpu.fake().StopFailing();
+      CheckCounted(gpu.pool());
+      gpu.fake().CheckNoViolations();
+      // All goes on as if nothing had been.
+      const Allocation a = gpu.GetIn(gpu.NameOf(s), 15 * kMiB);
+      gpu.Use(s, a);
+      CHECK(Free(gpu.pool(), a));
+      gpu.Finish();
+      if (!failed) {
+        CHECK(n > 20);
+        break;
+      }
+    }
+  }
+}
+TEST(EachCallOfTheDriverMayBeRefusedWithVirtualMemory) { RefuseEachCall(true); }
+TEST(EachCallOfTheDriverMayBeRefusedWithPlainMemory) { RefuseEachCall(false); }
+
+TEST(RandomTrafficNeverSharesABlockBetweenStreamsOutOfOrder) {
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    Gpu gpu(24 * kMiB, seed % 2 == 0);
+    std::mt19937_64 random(seed);
+    std::vector<cuda::Stream> streams(6);
+    for (cuda::Stream& s : streams) s = gpu.fake().CreateStream();
+    struct Live {
+      cuda::Stream stream;
+      Allocation allocation;
+    };
+    std::vector<Live> live;
+    const auto drop = [&](size_t i) {
+      CHECK(Free(gpu.pool(), live[i].allocation));
+      live[i] = live.back();
+      live.pop_back();
+    };
+    for (int i = 0; i < 3000; ++i) {
+      const size_t which = random() % streams.size();
+      cuda::Stream& stream = streams[which];
+      switch (random() % 8) {
+        case 0:
+          gpu.fake().FinishStream(stream);
+          break;
+        case 1:
+          if (random() % 20 == 0) {  // which must not hold anything
+            for (size_t j = live.size(); j-- > 0;) {
+              if (live[j].stream == stream) drop(j);
+            }
+            gpu.fake().DestroyStream(stream);
+            stream = gpu.fake().CreateStream();
+          }
+          break;
+        case 2:
+        case 3:
+        case 4:
+          if (!live.empty()) drop(random() % live.size());
+          break;
+        default: {
+          const bool ordered = random() % 10 != 0;
+          const size_t bytes = size_t{256} << random() % 15;
+          const auto a =
+              gpu.TryGet(ordered ? gpu.NameOf(stream) : Pool::kNoStream, bytes);
+          if (!a) break;
+          gpu.Use(stream, *a);
+          live.push_back({stream, *a});
+        }
+      }
+      if (i % 100 == 0) CheckCounted(gpu.pool());
+    }
+    while (!live.empty()) drop(0);
+    gpu.Finish();
+  }
+}
+
+}  // namespace
+}  // namespace jax_bfc::testing
