@@ -6,12 +6,21 @@ import numbers
 import os
 import re
 import threading
+import warnings
 from typing import Any
 
 from jax_bfc import _core
-from jax_bfc._devices import ordinal_or_all
+from jax_bfc._devices import (
+    cuda_ordinal,
+    index_or_all,
+    index_or_default,
+    is_cuda,
+    started_cuda_devices,
+    started_default,
+)
 
-_SOURCES = ("auto", "host")
+_CPU_SOURCES = ("auto", "host")
+_CUDA_SOURCES = ("auto", "cuda_vmm", "cuda")
 _ALL_SOURCES = ("auto", "host", "cuda_vmm", "cuda")
 _UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", start=1):
@@ -94,11 +103,8 @@ def _one_of(name: str, value: Any, valid: tuple[Any, ...]) -> Any:
 
 def _source(name: str, value: Any) -> str:
     source: str = _one_of(name, value, _ALL_SOURCES)
-    if source not in _SOURCES:
-        raise ValueError(
-            f"{name}={value!r} is not there for CPU devices; valid: "
-            f"{', '.join(map(repr, _SOURCES))}"
-        )
+    if source.startswith("cuda") and (why := _core.why_no_cuda()) is not None:
+        raise ValueError(f"{name}={value!r}, but {why}; valid here: 'auto', 'host'")
     return source
 
 
@@ -136,7 +142,7 @@ os.register_at_fork(
     after_in_child=_lock.release,
 )
 _default = Config()
-_overrides: dict[int, Config] = {}
+_overrides: dict[int, Config] = {}  # by index of the pool
 
 
 def _replace(config: Config, changes: dict[str, Any]) -> Config:
@@ -149,26 +155,54 @@ def _replace(config: Config, changes: dict[str, Any]) -> Config:
         )
     changes = {name: _CHECKS[name](name, value) for name, value in changes.items()}
     if "memory_fraction" in changes:
-        limit = int(_core.host_total_bytes() * changes["memory_fraction"])
-        changes["limit_bytes"] = max(limit, 1)
+        changes["limit_bytes"] = None  # it depends on the device
     elif "limit_bytes" in changes:
         changes["memory_fraction"] = None
     return dataclasses.replace(config, **changes)
 
 
-def _apply(ordinal: int | None, config: Config) -> None:
-    assert config.limit_bytes is not None
+def _apply(index: int | None, config: Config) -> None:
     refusal = _core.configure(
-        ordinal,
-        limit_bytes=config.limit_bytes,
+        index,
+        memory_fraction=config.memory_fraction,
+        limit_bytes=config.limit_bytes or 1,
         initial_bytes=config.initial_bytes,
         growth_factor=config.growth_factor,
         max_growth_bytes=config.max_growth_bytes,
         preallocate=config.preallocate,
         huge_pages=None if config.huge_pages == "auto" else bool(config.huge_pages),
+        source=config.source,
     )
     if refusal is not None:
         raise ValueError(refusal)
+
+
+def _for_device(index: int, config: Config) -> Config:
+    """`config` as it is in force for the pool with this index."""
+    sources = _CUDA_SOURCES if is_cuda(index) else _CPU_SOURCES
+    return dataclasses.replace(
+        config,
+        limit_bytes=_core.limit_bytes(index),
+        source=config.source if config.source in sources else "auto",
+    )
+
+
+def _warn_if_short(index: int) -> None:
+    """Says so where what JAX and others left free is less than the limit."""
+    free, total, mapped = _core.cuda_memory(cuda_ordinal(index))
+    limit = _core.limit_bytes(index)
+    if limit <= free + mapped:
+        return
+    mib = 1 << 20
+    warnings.warn(
+        f"jax_bfc: cuda:{cuda_ordinal(index)} may take {limit // mib:,} MiB of "
+        f"scratch, but only {free // mib:,} of its {total // mib:,} MiB are free "
+        f"(and {mapped // mib:,} are mapped already): scratch ends there. JAX takes "
+        "75 % of the card when it starts. Start with a lower "
+        "XLA_CLIENT_MEM_FRACTION (or XLA_PYTHON_CLIENT_PREALLOCATE=false), or "
+        "give a smaller memory_fraction or limit_bytes here.",
+        stacklevel=3,
+    )
 
 
 def configure(
@@ -192,7 +226,9 @@ def configure(
     Args:
         memory_fraction: the limit as a part of the device's total memory, in
             (0, 1]. On CPU that is the machine's, or its control group's where
-            that is less, in one budget that the local CPU devices share.
+            that is less, in one budget that the local CPU devices share. On CUDA
+            it is the card's, as in JAX, of which JAX itself takes 75 % at its
+            start: a warning says so where the limit cannot be met.
         limit_bytes: the limit outright, in bytes or as text ("4GiB"); excludes
             ``memory_fraction``.
         initial_bytes: the first step of growth (default 2 MiB).
@@ -200,7 +236,10 @@ def configure(
         max_growth_bytes: the largest step (default 1 GiB).
         preallocate: map and touch the whole limit when the pool is made. For
             pools that have been used already it does nothing.
-        source: "auto" or "host" for CPU devices.
+        source: "auto"; "host" for CPU devices; "cuda_vmm" (virtual memory, what
+            "auto" takes where the card has it) or "cuda" (plain blocks) for CUDA
+            devices. Devices of another kind go on with "auto". Cannot change
+            while scratch is in use.
         huge_pages: "auto" (where the kernel allows them, for steps of 2 MiB and
             more), True, or False; for steps to come.
         device: one ``jax.Device``, or None for all local ones. The limit of one
@@ -222,34 +261,42 @@ def configure(
         "source": source,
         "huge_pages": huge_pages,
     }
-    ordinal = ordinal_or_all(device)
+    index = index_or_all(device)
     with _lock:
-        if ordinal is None:
-            config = _replace(_default, changes)
-            _apply(None, config)
+        config = _replace(
+            _default if index is None else _overrides.get(index, _default), changes
+        )
+        if index is not None and source is not None:
+            _one_of("source", source, _CUDA_SOURCES if is_cuda(index) else _CPU_SOURCES)
+        _apply(index, config)
+        if index is None:
             _default = config
             _overrides.clear()
         else:
-            config = _replace(_overrides.get(ordinal, _default), changes)
-            _apply(ordinal, config)
-            _overrides[ordinal] = config
+            _overrides[index] = config
+    if memory_fraction is not None or limit_bytes is not None:
+        for cuda in started_cuda_devices() if index is None else [index]:
+            if is_cuda(cuda):
+                _warn_if_short(cuda)
 
 
 def get_config(device: Any = None) -> Config:
-    """What is in force for a device; ``None``: for those not set one by one.
+    """What is in force for a device; ``None``: for the default one.
+
+    Starts no backend: for ``None`` before one exists, ``limit_bytes`` is None
+    where it depends on the device. For a CUDA device it is what was configured;
+    what its pool got of it is ``memory_stats(device)["bytes_limit"]``.
 
     Raises:
         TypeError: ``device`` is no ``jax.Device``.
         ValueError: a device that this version does not serve.
+        RuntimeError: a CUDA device that the driver does not know.
     """
-    ordinal = ordinal_or_all(device)
+    index = started_default() if device is None else index_or_default(device)
     with _lock:
-        if ordinal is None:
+        if index is None:
             return _default
-        config = _overrides.get(ordinal, _default)
-        assert config.limit_bytes is not None
-        budget = _core.host_budget_bytes()
-        return dataclasses.replace(config, limit_bytes=min(config.limit_bytes, budget))
+        return _for_device(index, _overrides.get(index, _default))
 
 
 def _from_environment() -> dict[str, Any]:

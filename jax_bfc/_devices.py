@@ -6,9 +6,22 @@ import jax
 
 from jax_bfc import _core
 
+# As platforms are called in jax.Device.platform, and where their pools start.
+_FIRST_POOL = {"cpu": 0, "gpu": _core.MAX_HOST_POOLS, "cuda": _core.MAX_HOST_POOLS}
 
-def ordinal_of(device: Any) -> int:
-    """The ordinal of a CPU device, as its kernels are given it.
+
+def is_cuda(index: int) -> bool:
+    """Whether the pool with this index is that of a CUDA device."""
+    return index >= _core.MAX_HOST_POOLS
+
+
+def cuda_ordinal(index: int) -> int:
+    """The ordinal of the CUDA device of the pool with this index."""
+    return index - _core.MAX_HOST_POOLS
+
+
+def index_of(device: Any) -> int:
+    """The index of the pool of a local CPU or CUDA device.
 
     Raises:
         TypeError: not a ``jax.Device``.
@@ -19,34 +32,56 @@ def ordinal_of(device: Any) -> int:
             f"device={device!r} is a {type(device).__name__}; valid: a jax.Device "
             "such as jax.devices()[0], or None"
         )
-    if device.platform != "cpu":
+    if device.platform not in _FIRST_POOL or "rocm" in device.client.platform_version:
         raise ValueError(
             f"device={device} is of platform {device.platform!r}; this version "
-            "serves: 'cpu'"
+            "serves: 'cpu', and 'gpu' with CUDA"
         )
     if device.process_index != jax.process_index():
         raise ValueError(
             f"device={device} belongs to process {device.process_index}; valid: "
             f"the local devices of process {jax.process_index()}"
         )
+    first = _FIRST_POOL[device.platform]
+    count = (_core.MAX_POOLS if first else _core.MAX_HOST_POOLS) - first
     ordinal = int(device.local_hardware_id)
-    if ordinal >= _core.MAX_HOST_POOLS:
-        raise ValueError(
-            f"device={device} is number {ordinal}; valid: below {_core.MAX_HOST_POOLS}"
-        )
-    return ordinal
+    if ordinal >= count:
+        raise ValueError(f"device={device} is number {ordinal}; valid: below {count}")
+    return first + ordinal
 
 
-def ordinal_or_default(device: Any) -> int:
+def index_or_default(device: Any) -> int:
     """The same, where ``None`` is JAX's default device (starts its backend)."""
     if device is None:
         config: Any = jax.config  # its options are not in its type
         device = config.jax_default_device or jax.local_devices()[0]
         if isinstance(device, str):  # jax_default_device may name a platform
             device = jax.local_devices(backend=device)[0]
-    return ordinal_of(device)
+    return index_of(device)
 
 
-def ordinal_or_all(device: Any) -> int | None:
+def index_or_all(device: Any) -> int | None:
     """The same, where ``None`` is every device."""
-    return None if device is None else ordinal_of(device)
+    return None if device is None else index_of(device)
+
+
+def _started_platforms() -> list[str]:
+    """The platforms whose backends JAX has started.
+
+    JAX has no public function that answers without starting one; where its
+    private one is gone, the answer is none.
+    """
+    bridge: Any = getattr(getattr(jax, "_src", None), "xla_bridge", None)
+    return list(getattr(bridge, "_backends", {}))
+
+
+def started_cuda_devices() -> list[int]:
+    """The pools of the local CUDA devices, if JAX has started their backend."""
+    if "cuda" not in _started_platforms():
+        return []
+    return [index_of(device) for device in jax.local_devices(backend="cuda")]
+
+
+def started_default() -> int | None:
+    """The pool of JAX's default device, if JAX has started its backends."""
+    return index_or_default(None) if _started_platforms() else None

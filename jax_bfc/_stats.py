@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from jax_bfc import _core
-from jax_bfc._devices import ordinal_or_all, ordinal_or_default
+from jax_bfc._devices import index_or_all, index_or_default
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,9 @@ def memory_stats(device: Any = None) -> dict[str, int]:
         ``bytes_reserved`` and ``peak_bytes_reserved`` (0: nothing is set aside),
         ``largest_free_block_bytes``, ``pool_bytes`` (mapped), ``peak_pool_bytes``.
         And of our own: ``requested_bytes`` (of what is in use), ``cached_bytes``
-        (in the threads' front caches, neither in use nor free), ``free_bytes``,
+        (freed, but in
+        front caches, or waiting until the device is done with it: neither in use
+        nor free), ``free_bytes``,
         ``address_bytes`` (addresses reserved), ``total_allocated_bytes``,
         ``num_live``, ``num_cache_hits``, ``num_failures``, ``num_growths``,
         ``num_trims``. Always ``bytes_in_use + cached_bytes + free_bytes ==
@@ -60,7 +62,7 @@ def memory_stats(device: Any = None) -> dict[str, int]:
 
     Cost: microseconds; locks each thread's slot for a moment.
     """
-    return _core.memory_stats(ordinal_or_default(device))
+    return _core.memory_stats(index_or_default(device))
 
 
 def kernel_stats(device: Any = None) -> dict[str, KernelStats]:
@@ -72,7 +74,7 @@ def kernel_stats(device: Any = None) -> dict[str, KernelStats]:
     Args:
         device: a ``jax.Device``, or None for the default one.
     """
-    rows = _core.kernel_stats(ordinal_or_default(device))
+    rows = _core.kernel_stats(index_or_default(device))
     return {name: KernelStats(**row) for name, row in rows.items()}
 
 
@@ -82,7 +84,7 @@ def reset_peak_memory_stats(device: Any = None) -> None:
     Args:
         device: a ``jax.Device``, or None for all.
     """
-    _core.reset_peaks(ordinal_or_all(device))
+    _core.reset_peaks(index_or_all(device))
 
 
 def trim(device: Any = None) -> int:
@@ -94,7 +96,7 @@ def trim(device: Any = None) -> int:
     Returns:
         The bytes given back.
     """
-    return _core.trim(ordinal_or_all(device))
+    return _core.trim(index_or_all(device))
 
 
 def reset(device: Any = None) -> None:
@@ -106,7 +108,7 @@ def reset(device: Any = None) -> None:
     Raises:
         RuntimeError: scratch is in use. Nothing has changed then.
     """
-    refusal = _core.reset(ordinal_or_all(device))
+    refusal = _core.reset(index_or_all(device))
     if refusal is not None:
         raise RuntimeError(refusal)
 
@@ -117,4 +119,4 @@ def last_oom_report(device: Any = None) -> str | None:
     Args:
         device: a ``jax.Device``, or None for the default one.
     """
-    return _core.last_oom_report(ordinal_or_default(device))
+    return _core.last_oom_report(index_or_default(device))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,7 +50,6 @@ BAD_VALUES = [
     ("preallocate", 1, "valid: True, False"),
     ("preallocate", "yes", "valid: True, False"),
     ("source", "disk", "valid: 'auto', 'host', 'cuda_vmm', 'cuda'"),
-    ("source", "cuda_vmm", "is not there for CPU devices; valid: 'auto', 'host'"),
     ("huge_pages", "sometimes", "valid: 'auto', True, False"),
     ("huge_pages", 1, "valid: 'auto', True, False"),
 ]
@@ -137,6 +137,29 @@ def test_what_is_left_out_keeps_its_value() -> None:
         jax_bfc.configure()
 
 
+def test_a_source_of_cuda_is_refused_where_there_is_no_driver() -> None:
+    if _core.why_no_cuda() is None:
+        pytest.skip("there is a CUDA driver")
+    for source in ("cuda", "cuda_vmm"):
+        text = f"source='{source}', but there is no CUDA driver .*; valid here: 'auto'"
+        with unchanged(), pytest.raises(ValueError, match=text):
+            jax_bfc.configure(source=source)
+
+
+def test_a_library_that_is_no_driver_is_named() -> None:
+    code = """
+        import jax_bfc
+        try:
+            jax_bfc.configure(source="cuda")
+        except ValueError as error:
+            print(error)
+    """
+    missing = output_of(code, env={"JAX_BFC_LIBCUDA": "/nowhere/libcuda.so"})
+    assert "there is no CUDA driver (/nowhere/libcuda.so" in missing
+    other = output_of(code, env={"JAX_BFC_LIBCUDA": "libm.so.6"})
+    assert "the CUDA driver in libm.so.6 is too old; jax_bfc needs CUDA 12.0" in other
+
+
 def test_a_fraction_is_of_the_memory_that_the_host_has() -> None:
     jax_bfc.configure(memory_fraction=0.25)
     config = jax_bfc.get_config()
@@ -200,7 +223,7 @@ def test_one_device_can_have_a_limit_of_its_own() -> None:
     device = jax.devices()[0]
     jax_bfc.configure(limit_bytes=8 * MIB, device=device)
     assert jax_bfc.get_config(device).limit_bytes == 8 * MIB
-    assert jax_bfc.get_config().limit_bytes == LIMIT
+    assert jax_bfc.get_config() == jax_bfc.get_config(device)  # the default device
     assert jax_bfc.memory_stats(device)["bytes_limit"] == 8 * MIB
     jax_bfc.configure(limit_bytes=LIMIT)
     assert jax_bfc.get_config(device).limit_bytes == LIMIT
@@ -245,7 +268,9 @@ SHOW = """
 
 def test_the_default_is_four_fifths_of_the_host() -> None:
     limit = int(_core.host_total_bytes() * 0.8)
-    assert output_of(SHOW) == f"0.8 {limit} False auto"
+    assert output_of(SHOW) == "0.8 None False auto"  # no backend is started
+    started = "import jax; jax.devices()\n" + textwrap.dedent(SHOW)
+    assert output_of(started) == f"0.8 {limit} False auto"
 
 
 def test_the_environment_beats_the_default() -> None:

@@ -3,10 +3,14 @@
 Every program here runs in a process of its own, with a timeout: a hang fails.
 """
 
+import shutil
+import subprocess
 import sys
 
 import pytest
 from pools import MIB, output_of, run_python
+
+from jax_bfc import _core
 
 # Forks: `in_child()` runs there, and its exit status must be 0 within 20 s.
 FORK = """
@@ -379,3 +383,13 @@ def test_a_limit_larger_than_memory_costs_no_memory() -> None:
     mapped, grown = map(int, output_of(RESIDENT, env=env).split())
     assert mapped == 2 * MIB
     assert grown <= 4 * MIB
+
+
+def test_the_library_shows_nothing_but_its_two_entries() -> None:
+    """It is visible to the whole process: another name would hide XLA's own."""
+    if (nm := shutil.which("nm")) is None:
+        pytest.skip("no nm, which comes with the compiler, to look with")
+    command = [nm, "-D", "--defined-only", _core.__file__]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    names = {line.split()[-1].split("@")[0] for line in lines.splitlines()}
+    assert names == {"PyInit__core", "jax_bfc_get_api"}

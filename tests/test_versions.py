@@ -16,12 +16,14 @@ import jax_bfc
 from jax_bfc import _core
 
 OK, INVALID_ARGUMENT, RESOURCE_EXHAUSTED = 0, 3, 8
-FAILED_PRECONDITION, UNIMPLEMENTED = 9, 12
+FAILED_PRECONDITION = 9
 HOST, CUDA = 0, 1
 
 
 class Context(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint32) for name in ("pool", "kernel", "calls", "_")]
+    _fields_ = [
+        (name, ctypes.c_uint32) for name in ("pool", "kernel", "calls", "stream")
+    ]
 
 
 class Allocation(ctypes.Structure):
@@ -70,6 +72,12 @@ class Table(ctypes.Structure):
         ("call_site_create", returns_status(*TEXT, ctypes.POINTER(ctypes.c_uint64))),
         ("call_site_destroy", ctypes.CFUNCTYPE(None, ctypes.c_uint64)),
         ("call_site_bind", returns_status(ctypes.c_uint64, CONTEXT)),
+        (
+            "open_stream",
+            returns_status(
+                ctypes.c_int, ctypes.c_int32, ctypes.c_void_p, *TEXT, CONTEXT
+            ),
+        ),
     ]
 
 
@@ -117,13 +125,13 @@ def refused(api: Any, call: Callable[[], int], status: int, text: str) -> None:
 
 def test_the_table_says_its_size_and_version(api: Any) -> None:
     assert api.struct_size == ctypes.sizeof(Table)
-    assert (api.major_version, api.minor_version) == (1, 0)
+    assert (api.major_version, api.minor_version) == (1, 1)
     assert api.library_version.decode() == jax_bfc.__version__
     assert all(bool(getattr(api, field[0])) for field in Table._fields_[4:])
 
 
 @pytest.mark.parametrize(
-    ("major", "minor"), [(1, 1), (1, 99), (2, 0), (0, 0), (2**32 - 1, 0)]
+    ("major", "minor"), [(1, 2), (1, 99), (2, 0), (0, 0), (2**32 - 1, 0)]
 )
 def test_a_version_that_it_cannot_serve_gets_no_table(major: int, minor: int) -> None:
     assert get_api(major, minor) is None
@@ -236,12 +244,32 @@ def test_the_largest_size_is_out_of_memory_and_no_mistake(
 def test_an_unknown_device_is_refused(api: Any) -> None:
     context = Context()
     for kind, ordinal, status, text in (
-        (CUDA, 0, UNIMPLEMENTED, r"device kind 1; this version knows 0 \(host\)"),
-        (HOST, -1, INVALID_ARGUMENT, "device ordinal -1; the valid ones are 0 to 127"),
-        (HOST, 128, INVALID_ARGUMENT, "device ordinal 128; the valid ones are 0 to"),
+        (2, 0, INVALID_ARGUMENT, "device kind 2; the valid ones are 0"),
+        (CUDA, -1, INVALID_ARGUMENT, "CUDA device -1; the valid ones are 0 to 63"),
+        (HOST, -1, INVALID_ARGUMENT, "CPU device -1; the valid ones are 0 to 127"),
+        (HOST, 128, INVALID_ARGUMENT, "CPU device 128; the valid ones are 0 to"),
     ):
         call = functools.partial(api.open, kind, ordinal, b"k", 1, context)
         refused(api, call, status, text)
+        stream = functools.partial(
+            api.open_stream, kind, ordinal, None, b"k", 1, context
+        )
+        refused(api, stream, status, text)
+
+
+def test_cuda_without_a_driver_is_refused(api: Any) -> None:
+    if _core.why_no_cuda() is None:
+        pytest.skip("there is a CUDA driver")
+    call = functools.partial(api.open, CUDA, 0, b"k", 1, Context())
+    refused(api, call, FAILED_PRECONDITION, "there is no CUDA driver")
+
+
+def test_on_the_host_a_stream_says_nothing(api: Any) -> None:
+    context = Context()
+    assert api.open_stream(HOST, 0, None, b"streamed", 8, context) == OK
+    made = allocate(api, context, 1000)
+    assert jax_bfc.kernel_stats()["streamed"].num_allocs == 1
+    assert api.free(made.ptr, made.id) == OK
 
 
 def test_a_context_that_nobody_filled_in_is_refused(api: Any) -> None:

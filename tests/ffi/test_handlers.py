@@ -98,8 +98,7 @@ class TestSizes:
     def test_past_the_limit_the_report_names_the_kernel_and_the_program_goes_on(
         self,
     ) -> None:
-        limit = jax_bfc.get_config().limit_bytes
-        assert limit is not None
+        limit = jax_bfc.memory_stats()["bytes_limit"]
         with pytest.raises(
             jax.errors.JaxRuntimeError,
             match=r"RESOURCE_EXHAUSTED: .*kernel 'test.Addresses' on cpu:0 asked for",
