@@ -11,20 +11,24 @@ from _measure import First, Row
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bar:
-    """`measured` is to be at most `limit`."""
+    """`measured` is to be at most `limit`, or at least."""
 
     name: str
     limit: float
     measured: float
     unit: str  # "ns", "us", "KiB" or "x"
+    at_least: bool = False
 
     @property
     def met(self) -> bool:
+        if self.at_least:
+            return self.measured >= self.limit
         return self.measured <= self.limit
 
     @property
     def limit_text(self) -> str:
-        return f"{self.limit:g} {self.unit}"
+        kind = "at least" if self.at_least else "at most"
+        return f"{kind} {self.limit:g} {self.unit}"
 
     @property
     def measured_text(self) -> str:

@@ -70,26 +70,34 @@ class Case:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Row:
-    """The figures of one side in one case; nanoseconds."""
+class Timed:
+    """What one side took in one case, by round; nanoseconds."""
 
     case: Case
     side: str
     ns_by_round: list[float]
-    clock: str
-    allocate: dict[str, float]  # count, p50, p99, p99_99, max
-    free: dict[str, float]
-    least: dict[str, float] | None  # of several replays of the same operations
 
     @property
     def ns(self) -> float:
         return statistics.median(self.ns_by_round)
 
-    def over(self, other: Row) -> float:
+    def ratios(self, other: Timed) -> list[float]:
+        """How many times as long as `other`, in each round."""
+        return [a / b for a, b in zip(self.ns_by_round, other.ns_by_round, strict=True)]
+
+    def over(self, other: Timed) -> float:
         """How many times as long as `other`: the median over rounds, each by itself."""
-        return statistics.median(
-            a / b for a, b in zip(self.ns_by_round, other.ns_by_round, strict=True)
-        )
+        return statistics.median(self.ratios(other))
+
+
+@dataclasses.dataclass(kw_only=True)
+class Row(Timed):
+    """The figures of one side in one case; nanoseconds."""
+
+    clock: str
+    allocate: dict[str, float]  # count, p50, p99, p99_99, max
+    free: dict[str, float]
+    least: dict[str, float] | None  # of several replays of the same operations
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -99,6 +107,15 @@ class First:
     side: str
     ns: float
     host_bytes: float
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The median, and 95 % of where it falls when the values are drawn again."""
+    draw = random.Random(0)
+    medians = sorted(
+        statistics.median(draw.choices(values, k=len(values))) for _ in range(2000)
+    )
+    return statistics.median(values), medians[49], medians[1949]
 
 
 def groups() -> list[list[Case]]:

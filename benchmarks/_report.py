@@ -129,7 +129,7 @@ def print_first(firsts: Iterable[First]) -> None:
 def print_bars(bars: Iterable[Bar]) -> None:
     print_table(
         "bars",
-        ("bar", "at most", "measured", "met"),
+        ("bar", "wanted", "measured", "met"),
         [
             (bar.name, bar.limit_text, bar.measured_text, "yes" if bar.met else "NO")
             for bar in bars
@@ -165,6 +165,7 @@ def as_json(
             {
                 "name": bar.name,
                 "limit": bar.limit,
+                "at_least": bar.at_least,
                 "measured": bar.measured,
                 "unit": bar.unit,
                 "met": bar.met,

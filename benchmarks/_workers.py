@@ -22,15 +22,15 @@ def find_tool(name: str) -> str | None:
     )
 
 
-def build(*, folder: Path, definitions: dict[str, str]) -> None:
-    """Configures and builds this folder; shows what was said where that fails."""
+def build(*, folder: Path, definitions: dict[str, str], source: Path = _HERE) -> None:
+    """Configures and builds `source`; shows what was said where that fails."""
     cmake = find_tool("cmake")
     if cmake is None:
         raise SystemExit("benchmarks: cmake was not found. pip install cmake ninja")
     configure = [
         cmake,
         "-S",
-        str(_HERE),
+        str(source),
         "-B",
         str(folder),
         *(f"-D{key}={value}" for key, value in definitions.items()),

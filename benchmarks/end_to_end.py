@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import _measure
 import _report
 import _workers
 import jax
@@ -81,15 +82,6 @@ class Side:
         self.faults.clear()
 
 
-def _interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """The median, and 95 % of where it falls when the values are drawn again."""
-    draw = random.Random(0)
-    medians = sorted(
-        statistics.median(draw.choices(values, k=len(values))) for _ in range(2000)
-    )
-    return statistics.median(values), medians[49], medians[1949]
-
-
 def _verdict(median_meets: bool, interval_meets: bool) -> str:
     if interval_meets:
         return "yes"
@@ -121,7 +113,7 @@ def _report_work(work: str, sides: Sequence[Side]) -> list[dict[str, object]]:
     rows, bars, body = [], [], []
     for side in sides:
         ratios = [a / b for a, b in zip(side.seconds, scratch.seconds, strict=True)]
-        ratio, low, high = _interval(ratios)
+        ratio, low, high = _measure.interval(ratios)
         us = statistics.median(side.seconds) * 1e6
         faults = statistics.median(side.faults)
         body.append(
@@ -157,7 +149,7 @@ def _report_work(work: str, sides: Sequence[Side]) -> list[dict[str, object]]:
     over = [
         a / b for a, b in zip(scratch.seconds, by_name[_STATIC].seconds, strict=True)
     ]
-    ratio, low, high = _interval(over)
+    ratio, low, high = _measure.interval(over)
     met = _verdict(ratio <= _AT_MOST, high <= _AT_MOST)
     bars.append(
         (
