@@ -16,8 +16,8 @@ from jax.stages import Compiled
 
 import jax_bfc
 from bytelm import model, train
-from bytelm.data import Batches, Bytes
-from bytelm.kernels import Kernels
+from bytelm.data import Batches, Tokens
+from bytelm.kernels import KernelLibrary
 from bytelm.model import Config, Params, Sampling
 from bytelm.ops import Ops
 
@@ -37,7 +37,9 @@ class Measurement:
     tokens: int  # of one step
     times: list[float] = field(default_factory=list)
     faults: list[int] = field(default_factory=list)
-    ratios: list[float] = field(default_factory=list)  # to malloc, of the same turn
+    ratios: list[float] = field(
+        default_factory=list
+    )  # to the baseline, of the same turn
     scratch_peak_bytes: int | None = None  # None: has no scratch of its own
     xla_temp_bytes: int = 0
     kernel_stats: dict[str, jax_bfc.KernelStats] = field(default_factory=dict)
@@ -55,7 +57,7 @@ class Measurement:
         return self.tokens / self.median
 
     def ratio_interval(self) -> tuple[float, float, float]:
-        """Median ratio to malloc, and the 95 % interval of that median."""
+        """Median ratio to the baseline, and the 95 % interval of that median."""
         ratios = np.array(self.ratios)
         picks = np.random.default_rng(0).integers(0, len(ratios), (2000, len(ratios)))
         low, high = np.percentile(np.median(ratios[picks], axis=1), [2.5, 97.5])
@@ -72,7 +74,7 @@ Run = Callable[[], None]  # one step, until its results are there
 
 
 def take_turns(
-    runs: Sequence[tuple[Measurement, Run]], seconds: float, most: int
+    runs: Sequence[tuple[Measurement, Run]], baseline: str, seconds: float, most: int
 ) -> None:
     """Lets each source do a step in turn until `seconds` have passed."""
     for _, run in runs:
@@ -96,27 +98,21 @@ def take_turns(
             measurement.faults.append(after - before)
         for measurement, _ in runs:
             if measurement.source in took:
-                ratio = took[measurement.source] / took["malloc"]
+                ratio = took[measurement.source] / took[baseline]
                 measurement.ratios.append(ratio)
 
 
 def with_peaks(
-    kernels: Kernels,
+    kernels: KernelLibrary,
     prepare: Callable[[], list[tuple[Measurement, Run]]],
     seconds: float,
     most: int,
 ) -> list[Measurement]:
     """Measures what `prepare` compiles, and the scratch that it takes meanwhile."""
-    kernels.largest_output_workspace = 0
-    kernels.reset_malloc_peak()
-    jax_bfc.reset_peak_memory_stats()
+    kernels.reset_peaks()
     runs = prepare()
-    take_turns(runs, seconds, most)
-    peaks = {
-        "bfc": jax_bfc.memory_stats()["peak_bytes_in_use"],
-        "malloc": kernels.malloc_peak_bytes(),
-        "output": kernels.largest_output_workspace,
-    }
+    take_turns(runs, kernels.baseline, seconds, most)
+    peaks = kernels.peaks()
     for measurement, _ in runs:
         measurement.scratch_peak_bytes = peaks.get(measurement.source)
         measurement.kernel_stats = jax_bfc.kernel_stats()
@@ -124,9 +120,9 @@ def with_peaks(
 
 
 def training(
-    kernels: Kernels,
+    kernels: KernelLibrary,
     all_ops: Sequence[Ops],
-    text: Bytes,
+    text: Tokens,
     config: Config,
     *,
     sequence: int,
@@ -158,10 +154,10 @@ def training(
 
 
 def sampling(
-    kernels: Kernels,
+    kernels: KernelLibrary,
     all_ops: Sequence[Ops],
     params: Params,
-    text: Bytes,
+    text: Tokens,
     config: Config,
     *,
     batch: int,

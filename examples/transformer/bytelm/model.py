@@ -1,4 +1,4 @@
-"""A decoder-only transformer over bytes, on any implementation of the operations."""
+"""A decoder-only transformer over tokens, on any implementation of the operations."""
 
 import math
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from bytelm.ops import Ops
 Array = jax.Array
 Params = dict[str, Any]
 
-VOCABULARY = 256
-
 
 @dataclass(frozen=True)
 class Config:
     width: int = 128
     heads: int = 4
     layers: int = 2
+    vocabulary: int = 256
+    dtype: str = "float32"  # of activations; parameters are float32
 
     @property
     def head_dim(self) -> int:
@@ -36,7 +36,7 @@ class Sampling:
 
 
 def init(config: Config, seed: int = 0) -> Params:
-    width = config.width
+    width, vocabulary = config.width, config.vocabulary
     random = np.random.default_rng(seed)
 
     def matrix(rows: int, columns: int, scale: float = 1.0) -> Array:
@@ -46,8 +46,8 @@ def init(config: Config, seed: int = 0) -> Params:
     # Layers that add to the residual start small, so that deep models train.
     residual = 1 / math.sqrt(2 * config.layers)
     return {
-        "embedding": matrix(VOCABULARY, width, math.sqrt(VOCABULARY) * 0.02),
-        "head": matrix(width, VOCABULARY),
+        "embedding": matrix(vocabulary, width, math.sqrt(vocabulary) * 0.02),
+        "head": matrix(width, vocabulary),
         "norm": jnp.ones(width),
         "layers": [
             {
@@ -63,9 +63,16 @@ def init(config: Config, seed: int = 0) -> Params:
     }
 
 
+def cast(params: Params, config: Config) -> Params:
+    """The parameters as the model computes with them."""
+    computed: Params = jax.tree.map(lambda p: p.astype(config.dtype), params)
+    return computed
+
+
 def norm(x: Array, scale: Array) -> Array:
-    mean = jnp.mean(x * x, axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(mean + 1e-6) * scale
+    wide = x.astype(jnp.float32)
+    mean = jnp.mean(wide * wide, axis=-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(mean + 1e-6) * scale).astype(x.dtype)
 
 
 def rotate(x: Array, positions: Array) -> Array:
@@ -74,7 +81,8 @@ def rotate(x: Array, positions: Array) -> Array:
     angle = positions[:, None, None] * 10000.0 ** (-jnp.arange(half) / half)
     sin, cos = jnp.sin(angle), jnp.cos(angle)
     a, b = x[..., :half], x[..., half:]
-    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+    rotated = jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+    return rotated.astype(x.dtype)
 
 
 def project(
@@ -107,19 +115,12 @@ def hidden_states(params: Params, tokens: Array, config: Config, ops: Ops) -> Ar
 
 
 def loss(params: Params, batch: Array, config: Config, ops: Ops) -> Array:
-    """Mean cross-entropy, in nats a byte, of [batch, time + 1] tokens."""
+    """Mean cross-entropy, in nats a token, of [batch, time + 1] tokens."""
+    params = cast(params, config)
     hidden = hidden_states(params, batch[:, :-1], config, ops)
     labels = batch[:, 1:].reshape(-1)
     flat = hidden.reshape(-1, config.width)
     return ops.cross_entropy(flat, params["head"], labels).mean()
-
-
-def attend_to_cache(q: Array, keys: Array, values: Array, position: Array) -> Array:
-    """One query against all keys so far; a row of scores needs no kernel."""
-    scores = jnp.einsum("bhd,bshd->bhs", q, keys) / math.sqrt(q.shape[-1])
-    visible = jnp.arange(keys.shape[1]) <= position
-    weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
-    return jnp.einsum("bhs,bshd->bhd", weights, values)
 
 
 @partial(jax.jit, static_argnames=("config", "ops", "length", "sampling"))
@@ -134,21 +135,25 @@ def generate(
     sampling: Sampling,
 ) -> Array:
     """Continues [batch, n] prompts to [batch, length], a token at a time."""
+    params = cast(params, config)
     batch, given = prompt.shape
-    shape = (config.layers, batch, length, config.heads, config.head_dim)
+    # A cache of its own for each layer: a piece of a larger one would be copied
+    # for every call of a kernel.
+    shape = (batch, length, config.heads, config.head_dim)
+    cache = [jnp.zeros(shape, config.dtype) for _ in range(config.layers)]
     tokens = jnp.zeros((batch, length), jnp.int32).at[:, :given].set(prompt)
     uniform = jax.random.uniform(key, (length, batch))
 
     def step(
-        position: Array, carry: tuple[Array, Array, Array]
-    ) -> tuple[Array, Array, Array]:
-        tokens, keys, values = carry
+        position: Array, carry: tuple[Array, list[Array], list[Array]]
+    ) -> tuple[Array, list[Array], list[Array]]:
+        tokens, keys, values = carry[0], list(carry[1]), list(carry[2])
         x = params["embedding"][tokens[:, position]][:, None]
         for i, layer in enumerate(params["layers"]):
             q, k, v = project(x, layer, config, position[None])
-            keys = keys.at[i, :, position].set(k[:, 0])
-            values = values.at[i, :, position].set(v[:, 0])
-            mixed = attend_to_cache(q[:, 0], keys[i], values[i], position)
+            keys[i] = keys[i].at[:, position].set(k[:, 0])
+            values[i] = values[i].at[:, position].set(v[:, 0])
+            mixed = ops.decode(q[:, 0], keys[i], values[i], position)
             x = finish(x, mixed, layer)
         logits = ops.int8_matmul(norm(x[:, 0], params["norm"]), params["head"])
         chosen = ops.sample(
@@ -161,6 +166,8 @@ def generate(
         following = jnp.where(position + 1 < given, tokens[:, position + 1], chosen)
         return tokens.at[:, position + 1].set(following), keys, values
 
-    start = tokens, jnp.zeros(shape), jnp.zeros(shape)
-    end: tuple[Array, Array, Array] = jax.lax.fori_loop(0, length - 1, step, start)
+    start = tokens, cache, cache
+    end: tuple[Array, list[Array], list[Array]] = jax.lax.fori_loop(
+        0, length - 1, step, start
+    )
     return end[0]

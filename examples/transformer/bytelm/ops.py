@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bytelm import reference
-from bytelm.kernels import Kernels, Source
+from bytelm.kernels import KernelLibrary
 
 Array = jax.Array
 Residuals = tuple[Array, ...]
@@ -19,7 +19,11 @@ Residuals = tuple[Array, ...]
 class Ops:
     """One implementation of every operation.
 
-    attention(q, k, v): causal; all [..., time, heads, dim] float32, also the result.
+    The kernels of the CPU take float32, those of a GPU bfloat16 too.
+
+    attention(q, k, v): causal; all [..., time, heads, dim], also the result.
+    decode(q, keys, values, position): [batch, heads, dim], twice [batch, time,
+      heads, dim], int32: one query against all keys up to its position.
     cross_entropy(hidden, head, labels): [rows, dim], [dim, vocabulary], [rows]
       int32 -> the loss of each row, [rows].
     int8_matmul(x, w): [rows, depth] @ [depth, columns], rows of x and columns of w
@@ -30,6 +34,7 @@ class Ops:
 
     name: str
     attention: Callable[[Array, Array, Array], Array]
+    decode: Callable[[Array, Array, Array, Array], Array]
     cross_entropy: Callable[[Array, Array, Array], Array]
     int8_matmul: Callable[[Array, Array], Array]
     sample: Callable[[Array, Array, float, int, float], Array]
@@ -38,6 +43,7 @@ class Ops:
 PLAIN = Ops(
     "jax",
     reference.attention,
+    reference.decode,
     reference.cross_entropy,
     reference.int8_matmul,
     reference.sample,
@@ -49,7 +55,7 @@ def like(array: Array) -> jax.ShapeDtypeStruct:
 
 
 def attention_op(
-    kernels: Kernels, source: Source
+    kernels: KernelLibrary, source: str
 ) -> Callable[[Array, Array, Array], Array]:
     def sizes(q: Array) -> tuple[int, int, int, int]:
         *batch, time, heads, dim = q.shape
@@ -90,7 +96,7 @@ def attention_op(
 
 
 def cross_entropy_op(
-    kernels: Kernels, source: Source
+    kernels: KernelLibrary, source: str
 ) -> Callable[[Array, Array, Array], Array]:
     def run_forward(hidden: Array, head: Array, labels: Array) -> list[Array]:
         per_row = jax.ShapeDtypeStruct(labels.shape, jnp.float32)
@@ -127,8 +133,14 @@ def cross_entropy_op(
     return cross_entropy
 
 
-def custom_ops(kernels: Kernels, source: Source) -> Ops:
+def custom_ops(kernels: KernelLibrary, source: str) -> Ops:
     """Every operation as a custom kernel with scratch from `source`."""
+
+    def decode(q: Array, keys: Array, values: Array, position: Array) -> Array:
+        operands = (q, keys, values, position)
+        return kernels.call(
+            "decode", source, operands, [like(q)], keys.shape, "sequential"
+        )[0]
 
     def int8_matmul(x: Array, w: Array) -> Array:
         result = jax.ShapeDtypeStruct((x.shape[0], w.shape[1]), jnp.float32)
@@ -156,6 +168,8 @@ def custom_ops(kernels: Kernels, source: Source) -> Ops:
     return Ops(
         source,
         attention_op(kernels, source),
+        # On a CPU a row of scores needs no kernel.
+        decode if "decode" in kernels.operations else reference.decode,
         cross_entropy_op(kernels, source),
         int8_matmul,
         sample,

@@ -12,20 +12,33 @@ Array = jax.Array
 def attention(q: Array, k: Array, v: Array) -> Array:
     """Causal attention with the whole matrix of scores; see ops.Ops for shapes."""
     time, dim = q.shape[-3], q.shape[-1]
-    scores = jnp.einsum("...thd,...shd->...hts", q, k) / math.sqrt(dim)
+    scores = jnp.einsum(
+        "...thd,...shd->...hts", q, k, preferred_element_type=jnp.float32
+    ) / math.sqrt(dim)
     visible = jnp.tril(jnp.ones((time, time), bool))
     weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
-    return jnp.einsum("...hts,...shd->...thd", weights, v)
+    return jnp.einsum("...hts,...shd->...thd", weights.astype(v.dtype), v)
+
+
+def decode(q: Array, keys: Array, values: Array, position: Array) -> Array:
+    """One query against all keys so far."""
+    scores = jnp.einsum(
+        "bhd,bshd->bhs", q, keys, preferred_element_type=jnp.float32
+    ) / math.sqrt(q.shape[-1])
+    visible = jnp.arange(keys.shape[1]) <= position
+    weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
+    return jnp.einsum("bhs,bshd->bhd", weights.astype(values.dtype), values)
 
 
 def cross_entropy(hidden: Array, head: Array, labels: Array) -> Array:
-    logits = hidden @ head
+    logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
     chosen = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen
 
 
 def quantise(x: Array, axis: int) -> tuple[Array, Array]:
     """Whole numbers in [-127, 127] as int8, and the scale along `axis`."""
+    x = x.astype(jnp.float32)
     largest = jnp.max(jnp.abs(x), axis=axis, keepdims=True)
     inverse = jnp.where(largest > 0, 127 / largest, 0)
     return jnp.round(x * inverse).astype(jnp.int8), largest / 127

@@ -11,14 +11,13 @@ from rich.table import Table
 
 import jax_bfc
 from bytelm.checks import Check
+from bytelm.kernels import KernelLibrary
 from bytelm.measure import FEWEST_TURNS, Measurement
 
-SOURCES = {
-    "bfc": "jax_bfc",
-    "malloc": "malloc in handler",
-    "output": "extra XLA output",
-    "jax": "plain JAX",
-}
+
+def rows_of(kernels: KernelLibrary) -> dict[str, str]:
+    """What is compared, by name, as the tables call it."""
+    return {**kernels.sources, "jax": "plain JAX"}
 
 
 def mebibytes(nbytes: int | None) -> str:
@@ -46,14 +45,20 @@ def print_checks(console: Console, checks: Sequence[Check]) -> None:
     console.print(table)
 
 
-def print_measurements(console: Console, rows: Sequence[Measurement]) -> None:
+def print_measurements(
+    console: Console, kernels: KernelLibrary, rows: Sequence[Measurement]
+) -> None:
+    names = rows_of(kernels)
+    baseline = kernels.baseline
+    faults = kernels.platform == "cpu"  # a GPU's memory has no page faults
     table = Table(
-        title="The same model with four sources of scratch",
-        caption="ratio: time / time with malloc in the same turn, median and, from "
-        "five turns on, its 95 % interval; under 1 is faster. p99 is close to the "
-        "slowest where there are fewer than 100 steps. Scratch and XLA temp in MiB; "
-        "XLA temp is what the compiled program allocates at each run, an extra output "
-        "included. faults: page faults a step.",
+        title=f"The same model with {len(kernels.sources)} sources of scratch, and "
+        "in plain JAX",
+        caption=f"ratio: time / time with {names[baseline]} in the same turn, median "
+        "and, from five turns on, its 95 % interval; under 1 is faster. p99 is close "
+        "to the slowest where there are fewer than 100 steps. Scratch and XLA temp in "
+        "MiB; XLA temp is what the compiled program allocates at each run, an extra "
+        "output included." + (" faults: page faults a step." if faults else ""),
     )
     for name in ("workload", "scratch"):
         table.add_column(name, no_wrap=True)
@@ -64,27 +69,27 @@ def print_measurements(console: Console, rows: Sequence[Measurement]) -> None:
         "steps",
         "scratch",
         "XLA temp",
-        "faults",
-        "ratio to malloc",
+        *(["faults"] if faults else []),
+        f"ratio to {baseline}",
     ):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         ratio, low, high = row.ratio_interval()
-        compared = "1" if row.source == "malloc" else f"{ratio:.2f}"
-        if row.source != "malloc" and len(row.ratios) >= FEWEST_TURNS:
+        compared = "1" if row.source == baseline else f"{ratio:.2f}"
+        if row.source != baseline and len(row.ratios) >= FEWEST_TURNS:
             compared += f" [{low:.2f}, {high:.2f}]"
         table.add_row(
             f"{row.workload} {row.batch}x{row.sequence}",
-            SOURCES[row.source],
+            names[row.source],
             f"{row.tokens_per_second:,.0f}",
             f"{row.median * 1e3:.1f}",
             f"{row.p99 * 1e3:.1f}",
             str(len(row.times)),
             mebibytes(row.scratch_peak_bytes),
             mebibytes(row.xla_temp_bytes),
-            f"{np.median(row.faults):,.0f}",
+            *([f"{np.median(row.faults):,.0f}"] if faults else []),
             compared,
-            end_section=row.source == list(SOURCES)[-1],
+            end_section=row.source == list(names)[-1],
         )
     console.print(table)
 
@@ -117,22 +122,29 @@ def print_statistics(console: Console, rows: Sequence[Measurement]) -> None:
     console.print(table)
 
 
-def plot(path: Path, losses: Sequence[float], rows: Sequence[Measurement]) -> None:
-    """Saves a PNG: the loss, the time of a step, and the ratio to malloc."""
+def plot(
+    path: Path,
+    kernels: KernelLibrary,
+    losses: Sequence[float],
+    rows: Sequence[Measurement],
+    unit: str,
+) -> None:
+    """Saves a PNG: the loss in bits a `unit`, the time of a step, and its ratio to
+    that with the baseline."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(15, 4.5))
     left.plot(np.array(losses) / np.log(2))
-    left.set(title="Training", xlabel="step", ylabel="loss, bits a byte")
+    left.set(title="Training", xlabel="step", ylabel=f"loss, bits a {unit}")
     trained = [row for row in rows if row.workload == "train"]
-    for source, label in SOURCES.items():
+    for source, label in rows_of(kernels).items():
         mine = [row for row in trained if row.source == source]
         if not mine:
             continue
         lengths = [row.sequence for row in mine]
         middle.plot(lengths, [row.median * 1e3 for row in mine], "o-", label=label)
-        if source in ("malloc", "jax"):
+        if source in (kernels.baseline, "jax"):
             continue
         intervals = np.array([row.ratio_interval() for row in mine]).T
         error = np.abs(intervals[1:] - intervals[0])
@@ -143,10 +155,11 @@ def plot(path: Path, losses: Sequence[float], rows: Sequence[Measurement]) -> No
     middle.set_xscale("log", base=2)
     middle.set_yscale("log")
     middle.legend()
-    right.axhline(1, color="gray", linewidth=1, label="malloc in handler")
+    right.axhline(1, color="gray", linewidth=1, label=kernels.sources[kernels.baseline])
     right.set_xscale("log", base=2)
     right.set(
-        title="Time of a step / with malloc (95 % interval)", xlabel="sequence length"
+        title=f"Time of a step / with {kernels.baseline} (95 % interval)",
+        xlabel="sequence length",
     )
     right.legend()
     figure.tight_layout()

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bytelm import model
-from bytelm.data import Batches, Bytes
+from bytelm.data import Batches, Tokens
 from bytelm.model import Config, Params
 from bytelm.ops import Ops
 
@@ -64,13 +64,13 @@ def make_step(config: Config, ops: Ops, rate: float = 3e-3) -> Step:
 @dataclass(frozen=True)
 class Trained:
     params: Params
-    losses: list[float]  # nats a byte, one a step
+    losses: list[float]  # nats a token, one a step
     seconds: float
     tokens: int
 
 
 def train(
-    text: Bytes,
+    text: Tokens,
     config: Config,
     ops: Ops,
     *,
@@ -78,10 +78,11 @@ def train(
     batch: int,
     sequence: int,
     console: Console,
+    rate: float = 3e-3,
 ) -> Trained:
     """Trains for about `seconds`, compilation not counted."""
     batches = Batches(text, batch, sequence)
-    step = make_step(config, ops)
+    step = make_step(config, ops, rate)
     state = start(model.init(config))
     losses: list[float] = []
     state, loss = step(state, jnp.asarray(batches.next()))
