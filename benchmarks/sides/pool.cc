@@ -3,7 +3,6 @@
 #include "pool/pool.h"
 
 #include <memory>
-#include <optional>
 
 #include "harness/side.h"
 #include "pool/budget.h"
@@ -28,10 +27,12 @@ Side OpenSide(std::string_view name, size_t arena_bytes) {
   return {
       pool.get(),
       [](void* self, size_t bytes) {
-        const auto allocation =
-            From(self)->Allocate(/*kernel=*/0, bytes, kQuantum, &report);
-        if (!allocation) return Block{nullptr, 0};
-        return Block{allocation->ptr, allocation->id};
+        Allocation allocation;
+        if (!From(self)->Allocate({/*kernel=*/0, bytes, kQuantum}, &allocation,
+                                  &report)) {
+          return Block{nullptr, 0};
+        }
+        return Block{allocation.ptr, allocation.id};
       },
       [](void* self, Block block) {
         if (!From(self)->Free(block.ptr, block.id)) Die("a bad free");

@@ -281,13 +281,14 @@ jax_bfc_status Allocate(jax_bfc_context* context, size_t bytes,
       return BadAllocate(*context, bytes, alignment);
     }
     std::unique_ptr<OomReport> report;
-    const std::optional<Allocation> made =
-        pool->Allocate(context->kernel, bytes, alignment, &report,
-                       std::exchange(context->calls, 0) != 0, context->stream);
-    if (!made) [[unlikely]] {
+    Allocation made;
+    if (!pool->Allocate(
+            {context->kernel, bytes, alignment,
+             std::exchange(context->calls, 0) != 0, context->stream},
+            &made, &report)) [[unlikely]] {
       return Fail(JAX_BFC_RESOURCE_EXHAUSTED, report->Text());
     }
-    *allocation = {made->ptr, made->bytes, made->id};
+    *allocation = {made.ptr, made.bytes, made.id};
     return JAX_BFC_OK;
   });
 }

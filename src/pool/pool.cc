@@ -159,37 +159,45 @@ bool Pool::Reassign(uint32_t index) {
 // ---------------------------------------------------------------------------
 // Allocate and free.
 
-std::optional<Allocation> Pool::Allocate(KernelId kernel, size_t bytes,
-                                         size_t alignment,
-                                         std::unique_ptr<OomReport>* report,
-                                         bool new_call, uint32_t stream) {
-  const Request request{kernel, bytes, alignment, new_call, stream};
-  const uint32_t slot_index = by_stream_ ? stream & 0xFF : ThreadSlot();
+bool Pool::Allocate(const Request& request, Allocation* made,
+                    std::unique_ptr<OomReport>* report) {
+  const uint32_t slot_index = by_stream_ ? request.stream & 0xFF : ThreadSlot();
   Slot& slot = *SlotFor(slot_index);
-  std::unique_lock lock(slot.lock);
-  if (IsStale(slot, request)) [[unlikely]] {
-    lock.unlock();
-    return Allocate(kernel, bytes, alignment, report, new_call, kNoStream);
+  slot.lock.lock();
+  if (request.kernel < slot.kernels.size() && !IsStale(slot, request))
+      [[likely]] {
+    Entry* entry =
+        slot.TakeCached(RoundedBytes(request.bytes), request.alignment);
+    if (entry != nullptr) [[likely]] {
+      ++slot.cache_hits;
+      HandOut(slot, slot_index, *entry, request, made);
+      slot.lock.unlock();
+      return true;
+    }
   }
-  Entry* entry = slot.TakeCached(RoundedBytes(bytes), alignment);
-  if (entry == nullptr) [[unlikely]] {
-    return AllocateFromArena(std::move(lock), slot, slot_index, request,
-                             report);
-  }
-  ++slot.cache_hits;
-  return HandOut(slot, slot_index, *entry, request);
+  return AllocateFromArena(slot, slot_index, request, made, report);
 }
 
-std::optional<Allocation> Pool::AllocateFromArena(
-    std::unique_lock<SpinLock> lock, Slot& slot, uint32_t slot_index,
-    const Request& request, std::unique_ptr<OomReport>* report) {
+bool Pool::AllocateFromArena(Slot& slot, uint32_t slot_index,
+                             const Request& request, Allocation* made,
+                             std::unique_ptr<OomReport>* report) {
+  std::unique_lock lock(slot.lock, std::adopt_lock);
+  slot.Counters(request.kernel);  // there from now on
+  const auto without_order = [&] {
+    lock.unlock();
+    Request again = request;
+    again.stream = kNoStream;
+    return Allocate(again, made, report);
+  };
+  if (IsStale(slot, request)) return without_order();
   Lane& lane = *slot.lane;
   const auto enter = [&](ChunkId chunk) {
     Entry& entry = slot.NewEntry();
     entry.address = lane.arena->chunk(chunk).address;
     entry.bytes = lane.arena->chunk(chunk).bytes;
     entry.chunk = chunk;
-    return HandOut(slot, slot_index, entry, request);
+    HandOut(slot, slot_index, entry, request, made);
+    return true;
   };
   {
     const std::lock_guard lane_lock(lane.mutex);
@@ -207,27 +215,24 @@ std::optional<Allocation> Pool::AllocateFromArena(
     chunk = AllocateByGrowing(lane, request.bytes, request.alignment);
   }
   lock.lock();
+  slot.Counters(request.kernel);  // a reset may have dropped them
   if (chunk != kNoChunk) {
     const std::lock_guard lane_lock(lane.mutex);
     if (!IsStale(slot, request)) return enter(chunk);
     lane.arena->Free(chunk);
   }
-  if (IsStale(slot, request)) {
-    lock.unlock();
-    return Allocate(request.kernel, request.bytes, request.alignment, report,
-                    request.new_call, kNoStream);
-  }
+  if (IsStale(slot, request)) return without_order();
   KernelCounters& counters = slot.Counters(request.kernel);
   ++counters.failures;
   counters.calls += request.new_call;
   lock.unlock();
   *report = std::make_unique<OomReport>(
       Report(request.kernel, request.bytes, request.alignment));
-  return std::nullopt;
+  return false;
 }
 
-inline Allocation Pool::HandOut(Slot& slot, uint32_t slot_index, Entry& entry,
-                                const Request& request) {
+inline void Pool::HandOut(Slot& slot, uint32_t slot_index, Entry& entry,
+                          const Request& request, Allocation* made) {
   entry.state = Entry::State::kLive;
   entry.kernel = request.kernel;
   entry.requested_bytes = request.bytes;
@@ -235,15 +240,15 @@ inline Allocation Pool::HandOut(Slot& slot, uint32_t slot_index, Entry& entry,
   const int64_t quantum = quantum_.load(std::memory_order_relaxed);
   slot.requested_bytes += request.bytes;
   slot.in_use.Add(chunk_bytes, quantum, in_use_);
-  KernelCounters& counters = slot.Counters(request.kernel);
+  KernelCounters& counters = slot.kernels[request.kernel];
   counters.calls += request.new_call;
   ++counters.allocations;
   counters.total_bytes += request.bytes;
   counters.largest_bytes =
       std::max<uint64_t>(counters.largest_bytes, request.bytes);
   counters.in_use.Add(chunk_bytes, quantum, kernels_in_use_[request.kernel]);
-  return {reinterpret_cast<void*>(entry.address), entry.bytes,
-          MakeId(index_, slot_index, entry.index, entry.generation)};
+  *made = {reinterpret_cast<void*>(entry.address), entry.bytes,
+           MakeId(index_, slot_index, entry.index, entry.generation)};
 }
 
 ChunkId Pool::AllocateByGrowing(Lane& lane, size_t bytes, size_t alignment) {

@@ -102,20 +102,21 @@ class Pool {
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
-  // Nothing, and the report, where the request does not fit. `new_call` counts
-  // a call of the kernel. `stream` is what StreamOf gave, and says nothing on
-  // the host.
-  // REQUIRES: bytes <= kMaxRequest, IsValidAlignment(alignment).
-  std::optional<Allocation> Allocate(KernelId kernel, size_t bytes,
-                                     size_t alignment,
-                                     std::unique_ptr<OomReport>* report,
-                                     bool new_call = true,
-                                     uint32_t stream = kNoStream);
+  static constexpr uint32_t kNoStream = 0;
+  struct Request {
+    KernelId kernel;
+    size_t bytes;                 // at most kMaxRequest
+    size_t alignment;             // valid, see IsValidAlignment
+    bool new_call = true;         // counts a call of the kernel
+    uint32_t stream = kNoStream;  // from StreamOf; says nothing on the host
+  };
+  // False, and the report, where it does not fit.
+  bool Allocate(const Request& request, Allocation* made,
+                std::unique_ptr<OomReport>* report);
 
   // Names the stream with this id (cuStreamGetId) in Allocate. A stream that is
   // new gets a lane; where all are taken, that of a stream that has nothing in
   // use, or the one without order.
-  static constexpr uint32_t kNoStream = 0;
   uint32_t StreamOf(uint64_t stream_id);
 
   // False, and nothing changes, where this is not in use.
@@ -161,24 +162,19 @@ class Pool {
   };
   LockedSlots LockSlots();
 
-  struct Request {
-    KernelId kernel;
-    size_t bytes;
-    size_t alignment;
-    bool new_call;
-    uint32_t stream;
-  };
   // Whether the stream has lost its slot since it was named.
   bool IsStale(const Slot& slot, const Request& request) const {
     return by_stream_ && slot.stream_generation.load(
                              std::memory_order_relaxed) != request.stream >> 8;
   }
-  [[gnu::noinline]] std::optional<Allocation> AllocateFromArena(
-      std::unique_lock<SpinLock> lock, Slot& slot, uint32_t slot_index,
-      const Request& request, std::unique_ptr<OomReport>* report);
-  // Under the slot's lock.
-  Allocation HandOut(Slot& slot, uint32_t slot_index, Entry& entry,
-                     const Request& request);
+  // The rest of Allocate, with the slot's lock held, which it releases.
+  [[gnu::noinline]] bool AllocateFromArena(Slot& slot, uint32_t slot_index,
+                                           const Request& request,
+                                           Allocation* made,
+                                           std::unique_ptr<OomReport>* report);
+  // Under the slot's lock, which has the kernel's counters.
+  void HandOut(Slot& slot, uint32_t slot_index, Entry& entry,
+               const Request& request, Allocation* made);
   // Under the slot's lock: evicts until the cache has room for the entry; false
   // where it never has, and the chunk went to the arena.
   [[gnu::noinline]] bool MakeRoom(Slot& slot, Entry& entry, size_t max_bytes);

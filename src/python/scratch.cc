@@ -124,7 +124,8 @@ nb::dict CudaArrayInterface(const Scratch& scratch) {
 nb::object Allocate(uint32_t index, size_t nbytes, size_t alignment,
                     std::optional<uintptr_t> stream) {
   std::unique_ptr<OomReport> report;
-  std::optional<Allocation> made;
+  Allocation allocation;
+  bool made = false;
   {
     const GilRelease release;
     Pool& pool = PoolOrThrow(index);
@@ -137,12 +138,15 @@ nb::object Allocate(uint32_t index, size_t nbytes, size_t alignment,
       if (!found) throw std::runtime_error("jax_bfc: " + why);
       order = *found;
     }
-    made = pool.Allocate(kPython, nbytes, alignment, &report,
-                         /*new_call=*/true, order);
+    made = pool.Allocate({.kernel = kPython,
+                          .bytes = nbytes,
+                          .alignment = alignment,
+                          .stream = order},
+                         &allocation, &report);
   }
   if (made) {
     return nb::cast(
-        Scratch{std::make_shared<Lease>(*made), nbytes, index, stream});
+        Scratch{std::make_shared<Lease>(allocation), nbytes, index, stream});
   }
   nb::dict failure;
   failure["requested"] = report->requested_bytes;
@@ -183,10 +187,11 @@ void BindScratch(nb::module_& m) {
       .def(
           "close", [](Scratch& s) { s.lease.reset(); },
           "Ends the block's own hold on the memory.");
-  m.def("allocate", &Allocate, "index"_a, "nbytes"_a, "alignment"_a,
-        "stream"_a.none() = nb::none(),
-        nb::sig("def allocate(index: int, nbytes: int, alignment: int, "
-                "stream: int | None = None) -> Scratch | dict[str, typing.Any]"));
+  m.def(
+      "allocate", &Allocate, "index"_a, "nbytes"_a, "alignment"_a,
+      "stream"_a.none() = nb::none(),
+      nb::sig("def allocate(index: int, nbytes: int, alignment: int, "
+              "stream: int | None = None) -> Scratch | dict[str, typing.Any]"));
 }
 
 }  // namespace jax_bfc

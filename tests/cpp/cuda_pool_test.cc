@@ -59,7 +59,15 @@ class Gpu {
   // In the order of a stream that was named.
   std::optional<Allocation> TryGet(uint32_t name, size_t bytes) {
     std::unique_ptr<OomReport> report;
-    return pool_->Allocate(TestKernel(), bytes, 1, &report, true, name);
+    Allocation made;
+    if (!pool_->Allocate({.kernel = TestKernel(),
+                          .bytes = bytes,
+                          .alignment = 1,
+                          .stream = name},
+                         &made, &report)) {
+      return std::nullopt;
+    }
+    return made;
   }
   Allocation GetIn(uint32_t name, size_t bytes) {
     const auto made = TryGet(name, bytes);
@@ -257,12 +265,9 @@ TEST(WhatTheCardDoesNotHaveEndsInTheReport) {
 
 TEST(PlainBlocksThatStartAnywhereStillAlign) {
   Gpu gpu(64 * kMiB, /*virtual_memory=*/false, /*plain_alignment=*/512);
-  std::unique_ptr<OomReport> report;
-  const auto made =
-      gpu.pool().Allocate(TestKernel(), kMiB, 2 * kMiB, &report, true, 0);
-  CHECK(made.has_value());
-  CHECK_EQ(reinterpret_cast<uintptr_t>(made->ptr) % (2 * kMiB), 0);
-  CHECK(Free(gpu.pool(), *made));
+  const Allocation a = Get(gpu.pool(), kMiB, 2 * kMiB);
+  CHECK_EQ(reinterpret_cast<uintptr_t>(a.ptr) % (2 * kMiB), 0);
+  CHECK(Free(gpu.pool(), a));
   gpu.Finish();
 }
 

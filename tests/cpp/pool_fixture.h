@@ -68,16 +68,19 @@ inline KernelId TestKernel() {
 inline Allocation Get(Pool& pool, size_t bytes, size_t alignment = 1,
                       KernelId kernel = TestKernel()) {
   std::unique_ptr<OomReport> report;
-  const auto made = pool.Allocate(kernel, bytes, alignment, &report);
-  if (!made) Fail(__FILE__, __LINE__, report->Text());
-  return *made;
+  Allocation made;
+  if (!pool.Allocate({kernel, bytes, alignment}, &made, &report)) {
+    Fail(__FILE__, __LINE__, report->Text());
+  }
+  return made;
 }
 
 // REQUIRES: it does not fit, or the test fails.
 inline OomReport GetRefused(Pool& pool, size_t bytes, size_t alignment = 1,
                             KernelId kernel = TestKernel()) {
   std::unique_ptr<OomReport> report;
-  CHECK(!pool.Allocate(kernel, bytes, alignment, &report));
+  Allocation made;
+  CHECK(!pool.Allocate({kernel, bytes, alignment}, &made, &report));
   return *report;
 }
 
