@@ -21,7 +21,8 @@ class KernelStats:
         peak_bytes_in_use: at most at once, since the last reset.
         total_allocated_bytes: ever.
         largest_alloc_size: in one allocation, since the last reset.
-        pinned_bytes: held by CUDA graphs (none on CPU).
+        pinned_bytes: of ``bytes_in_use``, held by CUDA graphs until their executable
+            is gone (none on CPU).
         num_failures: requests that did not fit.
         call_sites: custom calls in executables that exist, on all devices.
     """
@@ -48,7 +49,9 @@ def memory_stats(device: Any = None) -> dict[str, int]:
         chunks), ``peak_bytes_in_use``, ``largest_alloc_size``, ``bytes_limit``,
         ``bytes_reserved`` and ``peak_bytes_reserved`` (0: nothing is set aside),
         ``largest_free_block_bytes``, ``pool_bytes`` (mapped), ``peak_pool_bytes``.
-        And of our own: ``requested_bytes`` (of what is in use), ``cached_bytes``
+        And of our own: ``pinned_bytes`` (of what is in use, held by CUDA graphs until
+        their executable is gone), ``pinned_for_life_bytes`` (of those, by graphs of
+        handlers without a call site), ``requested_bytes`` (of what is in use), ``cached_bytes``
         (freed, but in
         front caches, or waiting until the device is done with it: neither in use
         nor free), ``free_bytes``,

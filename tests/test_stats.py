@@ -26,6 +26,8 @@ JAX_KEYS = {
     "peak_pool_bytes",
 }
 OUR_KEYS = {
+    "pinned_bytes",
+    "pinned_for_life_bytes",
     "requested_bytes",
     "cached_bytes",
     "free_bytes",

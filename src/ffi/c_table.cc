@@ -1,17 +1,13 @@
 #include "ffi/c_table.h"
 
-#include <atomic>
-#include <exception>
 #include <memory>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 
 #include "ffi/call_site.h"
-#include "ffi/targets.h"
-#include "pool/registry.h"
-#include "xla/ffi/api/c_api.h"
+#include "ffi/contexts.h"
+#include "ffi/failure.h"
 
 namespace jax_bfc {
 namespace {
@@ -19,221 +15,14 @@ namespace {
 static_assert(JAX_BFC_MAX_ALIGNMENT == kMaxAlignment);
 static_assert(JAX_BFC_MIN_ALIGNMENT == kQuantum);
 
-// Leaked, one for each thread that failed: its text must outlive the thread's
-// other destructors.
-std::string& LastErrorText() {
-  static thread_local std::string* const text = new std::string;
-  return *text;
-}
-
-jax_bfc_status Fail(jax_bfc_status status, std::string message) {
-  LastErrorText() = std::move(message);
-  return status;
-}
-
-// Nothing throws across the C table.
-template <typename Function>
-jax_bfc_status Guarded(Function&& function) noexcept {
-  try {
-    return function();
-  } catch (const std::exception& e) {
-    try {
-      return Fail(JAX_BFC_INTERNAL, std::string("jax_bfc: ") + e.what());
-    } catch (...) {
-      return JAX_BFC_INTERNAL;
-    }
-  }
-}
-
 const char* LastError() { return LastErrorText().c_str(); }
-
-// ---------------------------------------------------------------------------
-// Contexts.
-
-// Destroys the error, if it is one; whether it was.
-bool Failed(const XLA_FFI_Api* api, XLA_FFI_Error* error) {
-  if (error == nullptr) return false;
-  XLA_FFI_Error_Destroy_Args args = {XLA_FFI_Error_Destroy_Args_STRUCT_SIZE,
-                                     nullptr, error};
-  api->XLA_FFI_Error_Destroy(&args);
-  return true;
-}
-
-// Whether handlers called by this XLA run on the host; `stream` is theirs if
-// not. A handler has a stream on every other platform, and the XLA of a
-// process's CPU client is not that of its plugins, so one question for each is
-// enough.
-bool RunsOnHost(const XLA_FFI_Api* api, XLA_FFI_ExecutionContext* context,
-                cuda::Stream* stream) {
-  static std::atomic<const XLA_FFI_Api*> known_host{nullptr};
-  if (known_host.load(std::memory_order_relaxed) == api) return true;
-  XLA_FFI_Stream_Get_Args args = {XLA_FFI_Stream_Get_Args_STRUCT_SIZE, nullptr,
-                                  context, nullptr};
-  if (!Failed(api, api->XLA_FFI_Stream_Get(&args))) {
-    *stream = args.stream;
-    return false;
-  }
-  known_host.store(api, std::memory_order_relaxed);
-  return true;
-}
-
-const char* StageName(int stage) {
-  constexpr const char* kNames[] = {"instantiate", "prepare", "initialize",
-                                    "execute", "record"};
-  return stage >= 0 && stage < 5 ? kNames[stage] : "unknown";
-}
-
-jax_bfc_status CudaFailure(const CudaDriver& driver, const char* call,
-                           cuda::Result result) {
-  return Fail(JAX_BFC_INTERNAL, std::string("jax_bfc: ") + call +
-                                    " failed with " +
-                                    CudaErrorName(driver, result));
-}
-
-jax_bfc_status NoSuchDevice(const char* kind, int ordinal, uint32_t count) {
-  return Fail(JAX_BFC_INVALID_ARGUMENT,
-              std::string("jax_bfc: ") + kind + " device " +
-                  std::to_string(ordinal) + "; the valid ones are 0 to " +
-                  std::to_string(count - 1) + ".");
-}
-
-// The pool of a device, made if need be; null, and a failure, where there is
-// none.
-Pool* PoolFor(jax_bfc_device_kind kind, int ordinal, jax_bfc_status* status) {
-  const bool on_host = kind == JAX_BFC_HOST;
-  const uint32_t count = on_host ? kMaxHostPools : kMaxCudaPools;
-  if (!on_host && kind != JAX_BFC_CUDA) {
-    *status = Fail(JAX_BFC_INVALID_ARGUMENT,
-                   "jax_bfc: device kind " + std::to_string(kind) +
-                       "; the valid ones are 0 (host) and 1 (CUDA).");
-    return nullptr;
-  }
-  if (ordinal < 0 || ordinal >= static_cast<int>(count)) {
-    *status = NoSuchDevice(on_host ? "CPU" : "CUDA", ordinal, count);
-    return nullptr;
-  }
-  const auto index = static_cast<uint32_t>(ordinal);
-  std::string why;
-  Pool* pool = PoolOfDevice(on_host ? index : CudaPoolIndex(index), &why);
-  if (pool == nullptr) {
-    *status = Fail(JAX_BFC_FAILED_PRECONDITION, "jax_bfc: " + why + ".");
-  }
-  return pool;
-}
-
-jax_bfc_status BeginCudaCall(int ordinal, cuda::Stream stream, Caller caller,
-                             jax_bfc_context* context) {
-  return Guarded([&] {
-    const auto place = static_cast<uint32_t>(ordinal);
-    Pool* pool =
-        place < kMaxCudaPools ? FindPool(CudaPoolIndex(place)) : nullptr;
-    if (pool == nullptr) [[unlikely]] {
-      jax_bfc_status status = JAX_BFC_OK;
-      pool = PoolFor(JAX_BFC_CUDA, ordinal, &status);
-      if (pool == nullptr) return status;
-    }
-    std::string why;
-    const CudaDriver& driver = *FindCudaDriver(&why);  // the pool has it
-    if (caller.may_be_captured) {
-      int status = cuda::kCaptureStatusNone;
-      const cuda::Result result = driver.StreamIsCapturing(stream, &status);
-      if (result != cuda::kSuccess) [[unlikely]] {
-        return CudaFailure(driver, "cuStreamIsCapturing", result);
-      }
-      if (status != cuda::kCaptureStatusNone) [[unlikely]] {
-        return Fail(
-            JAX_BFC_UNIMPLEMENTED,
-            "jax_bfc: kernel '" + KernelName(caller.kernel) +
-                "' was captured into a CUDA graph, and this version has "
-                "scratch outside of graphs only. Leave the trait "
-                "kCmdBufferCompatible off the handler, or run with "
-                "XLA_FLAGS=--xla_gpu_enable_command_buffer=");
-      }
-    }
-    uint64_t id = 0;
-    const cuda::Result result = driver.StreamGetId(stream, &id);
-    if (result != cuda::kSuccess) [[unlikely]] {
-      return CudaFailure(driver, "cuStreamGetId", result);
-    }
-    *context = {pool->index(), caller.kernel, 1, pool->StreamOf(id)};
-    return JAX_BFC_OK;
-  });
-}
-
-jax_bfc_status BeginCall(const jax_bfc_call_args* args,
-                         jax_bfc_context* context) {
-  const auto* api = static_cast<const XLA_FFI_Api*>(args->xla_api);
-  auto* xla_context = static_cast<XLA_FFI_ExecutionContext*>(args->xla_context);
-  const int stage = args->xla_stage;
-  if (stage != XLA_FFI_ExecutionStage_EXECUTE) [[unlikely]] {
-    return Guarded([&] {
-      return Fail(JAX_BFC_FAILED_PRECONDITION,
-                  std::string("jax_bfc: scratch lives for one execution and "
-                              "was asked for in the ") +
-                      StageName(stage) +
-                      " stage. Ask for it in the execute stage, or keep a "
-                      "buffer of your own.");
-    });
-  }
-  XLA_FFI_DeviceOrdinal_Get_Args ordinal = {
-      XLA_FFI_DeviceOrdinal_Get_Args_STRUCT_SIZE, nullptr, xla_context, 0};
-  if (Failed(api, api->XLA_FFI_DeviceOrdinal_Get(&ordinal)) ||
-      ordinal.device_ordinal < 0) {
-    ordinal.device_ordinal = 0;
-  }
-  const Caller caller = CallerOfFrame(args->xla_frame);
-  cuda::Stream stream = nullptr;
-  if (!RunsOnHost(api, xla_context, &stream)) {
-    return BeginCudaCall(ordinal.device_ordinal, stream, caller, context);
-  }
-  if (ordinal.device_ordinal >= static_cast<int>(kMaxHostPools)) [[unlikely]] {
-    return Guarded([&] {
-      return NoSuchDevice("CPU", ordinal.device_ordinal, kMaxHostPools);
-    });
-  }
-  *context = {static_cast<uint32_t>(ordinal.device_ordinal), caller.kernel, 1,
-              Pool::kNoStream};
-  return JAX_BFC_OK;
-}
-
-jax_bfc_status Open(jax_bfc_device_kind kind, int32_t ordinal, const char* name,
-                    size_t length, jax_bfc_context* context) {
-  return Guarded([&] {
-    jax_bfc_status status = JAX_BFC_OK;
-    const Pool* pool = PoolFor(kind, ordinal, &status);
-    if (pool == nullptr) return status;
-    *context = {pool->index(), InternKernel(std::string_view(name, length)), 1,
-                Pool::kNoStream};
-    return JAX_BFC_OK;
-  });
-}
-
-jax_bfc_status OpenStream(jax_bfc_device_kind kind, int32_t ordinal,
-                          void* stream, const char* name, size_t length,
-                          jax_bfc_context* context) {
-  return Guarded([&] {
-    jax_bfc_context opened;
-    const jax_bfc_status status = Open(kind, ordinal, name, length, &opened);
-    if (status != JAX_BFC_OK || kind == JAX_BFC_HOST) {
-      if (status == JAX_BFC_OK) *context = opened;
-      return status;
-    }
-    std::string why;
-    const std::optional<uint32_t> found = CudaStreamOf(
-        *FindPool(opened.pool), static_cast<uint32_t>(ordinal), stream, &why);
-    if (!found) return Fail(JAX_BFC_INTERNAL, "jax_bfc: " + why + ".");
-    opened.stream = *found;
-    *context = opened;
-    return JAX_BFC_OK;
-  });
-}
 
 jax_bfc_status SetLabel(jax_bfc_context* context, const char* label,
                         size_t length) {
   return Guarded([&] {
     context->kernel =
         InternLabel(context->kernel, std::string_view(label, length));
-    context->calls = 1;  // one of the label's too
+    context->calls |= 1;  // one of the label's too
     return JAX_BFC_OK;
   });
 }
@@ -241,10 +30,42 @@ jax_bfc_status SetLabel(jax_bfc_context* context, const char* label,
 // ---------------------------------------------------------------------------
 // Allocate and free.
 
+// A captured call's.
+[[gnu::noinline]] jax_bfc_status AllocatePinned(
+    jax_bfc_context* context, size_t bytes, size_t alignment,
+    jax_bfc_allocation* allocation) {
+  Pool* pool = FindPool(PoolIndexOf(*context));
+  if (pool == nullptr) {
+    return Fail(JAX_BFC_FAILED_PRECONDITION,
+                "jax_bfc: a captured call's pool is gone.");
+  }
+  const uint32_t index = context->calls >> 1;
+  const Pool::Request request{context->kernel, bytes, alignment,
+                              (context->calls & 1) != 0};
+  context->calls = (index + 1) << 1;
+  Allocation made;
+  std::unique_ptr<OomReport> report;
+  Pins* pins = PinsOf(*context);
+  if (pins != nullptr ? !pins->Get(*pool, index, request, &made, &report)
+                      : !PinForLife(*pool, request, &made, &report)) {
+    return Fail(JAX_BFC_RESOURCE_EXHAUSTED,
+                report->Text() +
+                    " It was asked for while a CUDA graph was captured, where "
+                    "nothing can be waited for and its memory is kept.");
+  }
+  *allocation = {made.ptr, made.bytes, made.id};
+  return JAX_BFC_OK;
+}
+
+bool IsValid(const jax_bfc_context& context, size_t bytes, size_t alignment) {
+  return bytes <= kMaxRequest && IsValidAlignment(alignment) &&
+         context.kernel < kMaxKernels;
+}
+
 // Why Allocate could not even ask a pool.
 [[gnu::cold]] jax_bfc_status BadAllocate(const jax_bfc_context& context,
                                          size_t bytes, size_t alignment) {
-  if (context.kernel >= kMaxKernels || context.pool >= kMaxPools) {
+  if (context.kernel >= kMaxKernels || PoolIndexOf(context) >= kMaxPools) {
     return Fail(JAX_BFC_INVALID_ARGUMENT,
                 "jax_bfc: a context that neither begin_call nor open "
                 "filled in.");
@@ -275,9 +96,10 @@ jax_bfc_status Allocate(jax_bfc_context* context, size_t bytes,
     if (pool == nullptr && context->pool < kMaxHostPools) [[unlikely]] {
       pool = &HostPool(context->pool);
     }
-    if (pool == nullptr || bytes > kMaxRequest ||
-        !IsValidAlignment(alignment) || context->kernel >= kMaxKernels)
-        [[unlikely]] {
+    if (pool == nullptr || !IsValid(*context, bytes, alignment)) [[unlikely]] {
+      if (IsValid(*context, bytes, alignment) && IsCaptured(*context)) {
+        return AllocatePinned(context, bytes, alignment, allocation);
+      }
       return BadAllocate(*context, bytes, alignment);
     }
     std::unique_ptr<OomReport> report;
@@ -306,6 +128,8 @@ jax_bfc_status Free(void* ptr, uint64_t id) {
   return Guarded([&] {
     Pool* pool = FindPool(Pool::PoolOf(id));
     if (pool == nullptr || !pool->Free(ptr, id)) [[unlikely]] {
+      // What a graph holds is freed with its executable.
+      if (id == PinnedId(Pool::PoolOf(id))) return JAX_BFC_OK;
       return BadFree(ptr, id);
     }
     return JAX_BFC_OK;
@@ -332,7 +156,9 @@ jax_bfc_status CallSiteBind(uint64_t id, jax_bfc_context* context) {
                   "jax_bfc: Bind() to a call site that was made before "
                   "jax_bfc was imported.");
     }
-    context->kernel = reinterpret_cast<CallSite*>(id)->kernel;
+    auto* call_site = reinterpret_cast<CallSite*>(id);
+    context->kernel = call_site->kernel;
+    if (IsCaptured(*context)) SetPins(context, &call_site->pins);
     return JAX_BFC_OK;
   });
 }

@@ -32,6 +32,14 @@ XLA_FFI_Error* MakeError(const XLA_FFI_Api* api, XLA_FFI_Error_Code code,
   return api->XLA_FFI_Error_Create(&args);
 }
 
+bool DestroyError(const XLA_FFI_Api* api, XLA_FFI_Error* error) {
+  if (error == nullptr) return false;
+  XLA_FFI_Error_Destroy_Args args = {XLA_FFI_Error_Destroy_Args_STRUCT_SIZE,
+                                     nullptr, error};
+  api->XLA_FFI_Error_Destroy(&args);
+  return true;
+}
+
 XLA_FFI_Error* RegisterCallSiteType(const XLA_FFI_Api* api,
                                     XLA_FFI_TypeId* type_id) {
   const std::lock_guard lock(ffi_mutex);
@@ -47,6 +55,17 @@ XLA_FFI_Error* RegisterCallSiteType(const XLA_FFI_Api* api,
   }
   *type_id = registered;
   return nullptr;
+}
+
+CallSite* FindCallSite(const XLA_FFI_Api* api,
+                       XLA_FFI_ExecutionContext* context) {
+  XLA_FFI_TypeId type_id;
+  if (DestroyError(api, RegisterCallSiteType(api, &type_id))) return nullptr;
+  XLA_FFI_State_Get_Args args = {
+      XLA_FFI_State_Get_Args_STRUCT_SIZE, nullptr,  context,
+      XLA_FFI_ExecutionStage_INSTANTIATE, &type_id, nullptr};
+  if (DestroyError(api, api->XLA_FFI_State_Get(&args))) return nullptr;
+  return static_cast<CallSite*>(args.state);
 }
 
 XLA_FFI_Error* SetCallSite(XLA_FFI_CallFrame* frame, KernelId kernel) {

@@ -7,6 +7,7 @@
 #include <mutex>
 
 #include "pool/kernel_table.h"
+#include "pool/pins.h"
 #include "xla/ffi/api/c_api.h"
 
 namespace jax_bfc {
@@ -15,7 +16,8 @@ namespace jax_bfc {
 extern std::mutex ffi_mutex;
 
 // Shared by every device and every concurrent execution of its executable.
-// Its deleter takes no lock: XLA runs it on any thread, at exit too.
+// XLA runs its deleter on any thread, at exit too; it waits for nothing, and
+// takes no lock but a pool's for a moment where there are pins.
 struct CallSite {
   explicit CallSite(KernelId kernel_id) : kernel(kernel_id) {
     KernelCallSites(kernel).fetch_add(1, std::memory_order_relaxed);
@@ -27,6 +29,7 @@ struct CallSite {
   CallSite& operator=(const CallSite&) = delete;
 
   const KernelId kernel;
+  Pins pins;
 };
 
 // The type of a call site in the XLA behind `api`. Each XLA in the process
@@ -35,8 +38,16 @@ struct CallSite {
 XLA_FFI_Error* RegisterCallSiteType(const XLA_FFI_Api* api,
                                     XLA_FFI_TypeId* type_id);
 
+// The call site of the custom call that runs in `context`; null where it has
+// none of ours.
+CallSite* FindCallSite(const XLA_FFI_Api* api,
+                       XLA_FFI_ExecutionContext* context);
+
 // Gives the custom call that `frame` instantiates a call site of `kernel`.
 XLA_FFI_Error* SetCallSite(XLA_FFI_CallFrame* frame, KernelId kernel);
+
+// Destroys the error, if it is one; whether it was.
+bool DestroyError(const XLA_FFI_Api* api, XLA_FFI_Error* error);
 
 XLA_FFI_Error* MakeError(const XLA_FFI_Api* api, XLA_FFI_Error_Code code,
                          const char* message);

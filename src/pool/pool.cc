@@ -6,7 +6,7 @@
 namespace jax_bfc {
 namespace {
 
-static_assert(kSlots <= 256);  // a byte of an id, and of a stream's name
+static_assert(kSlots < 255);  // a byte of an id, and of a stream's name
 constexpr uint32_t kUnordered = Pool::kNoStream;
 // No stream's id and 1: its slot is between two streams.
 constexpr uint64_t kNobody = ~uint64_t{0};
@@ -36,6 +36,7 @@ Pool::Pool(uint32_t index, std::string device, const PoolConfig& config,
       reclaim_(std::move(reclaim)),
       make_source_(std::move(make_source)),
       kernels_in_use_(std::make_unique<SharedGauge[]>(kMaxKernels)),
+      kernels_pinned_(std::make_unique<std::atomic<int64_t>[]>(kMaxKernels)),
       device_source_(make_source_(config)),
       source_(device_source_.get(), budget),
       by_stream_(source_.runs_ahead()),
@@ -208,9 +209,9 @@ bool Pool::AllocateFromArena(Slot& slot, uint32_t slot_index,
   // Not under the slot's lock: flushing takes every slot's in turn.
   lock.unlock();
   Flush(&lane);
-  FreeDeferred(lane);
+  if (request.may_wait) FreeDeferred(lane);
   ChunkId chunk = AllocateByGrowing(lane, request.bytes, request.alignment);
-  if (chunk == kNoChunk) {
+  if (chunk == kNoChunk && request.may_wait) {
     reclaim_();
     chunk = AllocateByGrowing(lane, request.bytes, request.alignment);
   }

@@ -66,10 +66,12 @@ struct Allocation {
 struct PoolStats {
   ArenaStats arena;  // where what is in a front cache counts as in use
   size_t limit_bytes = 0;
-  size_t bytes_in_use = 0;        // chunk bytes handed out
-  size_t peak_bytes_in_use = 0;   // see gauge.h
-  size_t requested_bytes = 0;     // of those, what was asked for
-  size_t cached_bytes = 0;        // in front caches, or waiting for the device
+  size_t bytes_in_use = 0;       // chunk bytes handed out
+  size_t peak_bytes_in_use = 0;  // see gauge.h
+  size_t requested_bytes = 0;    // of those, what was asked for
+  size_t cached_bytes = 0;       // in front caches, or waiting for the device
+  size_t pinned_bytes = 0;       // of those in use, by CUDA graphs
+  size_t pinned_for_life_bytes = 0;
   size_t largest_free_bytes = 0;  // in the arena or in a cache
   uint64_t allocations = 0;
   uint64_t cache_hits = 0;
@@ -85,6 +87,7 @@ struct KernelStats {
   uint64_t allocations = 0;
   size_t bytes_in_use = 0;
   size_t peak_bytes_in_use = 0;
+  size_t pinned_bytes = 0;
   uint64_t total_bytes = 0;
   uint64_t largest_bytes = 0;
   uint64_t failures = 0;
@@ -109,6 +112,9 @@ class Pool {
     size_t alignment;             // valid, see IsValidAlignment
     bool new_call = true;         // counts a call of the kernel
     uint32_t stream = kNoStream;  // from StreamOf; says nothing on the host
+    // Whether the device may be waited for, and other lanes trimmed. Not while
+    // the thread captures a stream.
+    bool may_wait = true;
   };
   // False, and the report, where it does not fit.
   bool Allocate(const Request& request, Allocation* made,
@@ -121,6 +127,11 @@ class Pool {
 
   // False, and nothing changes, where this is not in use.
   bool Free(void* ptr, uint64_t id);
+
+  // Counts what the graphs of a kernel hold, see pins.h, and a request that was
+  // answered out of it.
+  void CountPinned(KernelId kernel, int64_t bytes, bool for_life);
+  void CountAgain(const Request& request);
 
   // Gives memory back to the system, once the device is done with it; how many
   // bytes.
@@ -200,6 +211,9 @@ class Pool {
 
   SharedGauge in_use_;
   std::unique_ptr<SharedGauge[]> kernels_in_use_;
+  std::unique_ptr<std::atomic<int64_t>[]> kernels_pinned_;
+  std::atomic<int64_t> pinned_{0};
+  std::atomic<int64_t> pinned_for_life_{0};
 
   // Written with every lock held, read with any lane's.
   PoolConfig config_;

@@ -29,6 +29,10 @@ PoolStats Pool::Stats() {
     }
   }
   stats.bytes_in_use = in_use.Value(in_use_);
+  stats.pinned_bytes =
+      static_cast<size_t>(pinned_.load(std::memory_order_relaxed));
+  stats.pinned_for_life_bytes =
+      static_cast<size_t>(pinned_for_life_.load(std::memory_order_relaxed));
   stats.peak_bytes_in_use = in_use.Peak(in_use_);
   for (Lane& lane : lanes_) {
     const std::lock_guard lock(lane.mutex);
@@ -69,6 +73,8 @@ std::vector<KernelStats> Pool::Kernels() {
     for (uint32_t i = 0; i < count; ++i) {
       kernels[i].bytes_in_use = in_use[i].Value(kernels_in_use_[i]);
       kernels[i].peak_bytes_in_use = in_use[i].Peak(kernels_in_use_[i]);
+      kernels[i].pinned_bytes = static_cast<size_t>(
+          kernels_pinned_[i].load(std::memory_order_relaxed));
     }
   }
   std::vector<KernelStats> used;
@@ -80,6 +86,21 @@ std::vector<KernelStats> Pool::Kernels() {
     used.push_back(std::move(kernel));
   }
   return used;
+}
+
+void Pool::CountPinned(KernelId kernel, int64_t bytes, bool for_life) {
+  kernels_pinned_[kernel].fetch_add(bytes, std::memory_order_relaxed);
+  pinned_.fetch_add(bytes, std::memory_order_relaxed);
+  if (for_life) pinned_for_life_.fetch_add(bytes, std::memory_order_relaxed);
+}
+
+void Pool::CountAgain(const Request& request) {
+  Slot& slot = *SlotFor(kNoStream);
+  const std::lock_guard lock(slot.lock);
+  KernelCounters& counters = slot.Counters(request.kernel);
+  counters.calls += request.new_call;
+  ++counters.allocations;
+  counters.total_bytes += request.bytes;
 }
 
 void Pool::ResetPeaks() {

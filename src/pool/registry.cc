@@ -327,14 +327,21 @@ std::optional<std::string> Reset(std::optional<uint32_t> index) {
   LockedRegistry();
   std::vector<LockedPool> pools;
   uint64_t live = 0;
+  size_t pinned_bytes = 0;
   for (Pool* pool : PoolsOf(index)) {
+    pinned_bytes += pool->Stats().pinned_bytes;
     pools.push_back({pool, std::make_unique<Pool::Everything>(pool), {}});
     live += pools.back().all->Live();
   }
   if (live > 0) {
     return "jax_bfc.reset() while scratch is in use: " + WithCommas(live) +
            " allocations are not yet freed. Wait for the programs that use "
-           "them (jax.block_until_ready), then reset. Nothing was changed.";
+           "them (jax.block_until_ready), then reset. " +
+           (pinned_bytes == 0 ? std::string()
+                              : "CUDA graphs hold " + WithCommas(pinned_bytes) +
+                                    " bytes until their executables are gone "
+                                    "(jax.clear_caches()). ") +
+           "Nothing was changed.";
   }
   for (const LockedPool& locked : pools) {
     if (!locked.all->Reset()) {

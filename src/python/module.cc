@@ -59,6 +59,8 @@ nb::dict Stats(uint32_t index) {
   d["largest_free_block_bytes"] = stats.largest_free_bytes;
   d["pool_bytes"] = stats.arena.mapped_bytes;
   d["peak_pool_bytes"] = stats.arena.peak_mapped_bytes;
+  d["pinned_bytes"] = stats.pinned_bytes;
+  d["pinned_for_life_bytes"] = stats.pinned_for_life_bytes;
   d["requested_bytes"] = stats.requested_bytes;
   d["cached_bytes"] = stats.cached_bytes;
   d["free_bytes"] = stats.arena.free_bytes;
@@ -87,7 +89,7 @@ nb::dict Kernels(uint32_t index) {
     d["peak_bytes_in_use"] = k.peak_bytes_in_use;
     d["total_allocated_bytes"] = k.total_bytes;
     d["largest_alloc_size"] = k.largest_bytes;
-    d["pinned_bytes"] = 0;
+    d["pinned_bytes"] = k.pinned_bytes;
     d["num_failures"] = k.failures;
     d["call_sites"] = k.call_sites;
     result[k.name.c_str()] = d;

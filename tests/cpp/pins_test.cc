@@ -1,0 +1,255 @@
+// What CUDA graphs hold: the same addresses again, nobody else's, and given back
+// with the call site once the device is idle. On a driver in memory.
+#include "pool/pins.h"
+
+#include <algorithm>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "fake_cuda.h"
+#include "pool/registry.h"
+#include "pool_fixture.h"
+
+namespace jax_bfc::testing {
+namespace {
+
+// The registry's pool of device 0, as a process's first use makes it.
+class Gpu {
+ public:
+  explicit Gpu(size_t limit_bytes = 64 * kMiB) : fake_(Fake()) {
+    std::string why;
+    DeviceConfig config;
+    config.pool.limit_bytes = limit_bytes;
+    pool_ = CudaPool(0, &why);
+    if (pool_ == nullptr) Fail(__FILE__, __LINE__, why);
+    CHECK_EQ(Reset(CudaPoolIndex(0)).value_or(""), "");
+    CHECK_EQ(Configure(CudaPoolIndex(0), config).value_or(""), "");
+    stream_ = fake_.CreateStream();
+    barriers_ = fake_.barriers();
+  }
+  void Finish() {
+    CHECK_EQ(Reset(CudaPoolIndex(0)).value_or(""), "");
+    fake_.CheckClean();
+  }
+
+  FakeCuda& fake() { return fake_; }
+  // Since it was made.
+  int barriers() const { return fake_.barriers() - barriers_; }
+  Pool& pool() { return *pool_; }
+  cuda::Stream stream() const { return stream_; }
+
+  // As a handler that is captured: its blocks, the launch that uses each of
+  // them, and the graph.
+  FakeGraph Capture(Pins& pins, const std::vector<size_t>& sizes,
+                    std::vector<void*>* where = nullptr) {
+    const cuda::Stream captured = fake_.CreateStream();
+    fake_.BeginCapture(captured);
+    const int barriers = fake_.barriers();
+    std::unique_ptr<OomReport> report;
+    for (uint32_t i = 0; i < sizes.size(); ++i) {
+      Allocation made;
+      CHECK(pins.Get(*pool_, i, {TestKernel(), sizes[i], 1}, &made, &report));
+      CHECK_EQ(made.id, PinnedId(pool_->index()));
+      CHECK(made.bytes >= sizes[i]);
+      fake_.Launch(captured, reinterpret_cast<uintptr_t>(made.ptr), sizes[i]);
+      if (where != nullptr) where->push_back(made.ptr);
+    }
+    CHECK_EQ(fake_.barriers(), barriers);  // nothing waited
+    const auto graph = fake_.EndCapture(captured);
+    CHECK(graph.has_value());
+    fake_.DestroyStream(captured);
+    return *graph;
+  }
+
+ private:
+  // One for the process, as the registry's pools are.
+  static FakeCuda& Fake() {
+    static FakeCuda* const fake = [] {
+      SetCudaDriverForTest(FakeCuda::driver());
+      return new FakeCuda({.devices = 1});
+    }();
+    return *fake;
+  }
+
+  FakeCuda& fake_;
+  int barriers_;
+  Pool* pool_;
+  cuda::Stream stream_;
+};
+
+std::vector<void*> Addresses(Gpu& gpu, Pins& pins,
+                             const std::vector<size_t>& sizes) {
+  std::vector<void*> where;
+  gpu.Capture(pins, sizes, &where);
+  return where;
+}
+
+TEST(ACallSiteGetsTheSameAddressesAgain) {
+  Gpu gpu;
+  {
+    Pins pins;
+    const std::vector<size_t> sizes = {kMiB, 1000, kMiB, 0};
+    const auto first = Addresses(gpu, pins, sizes);
+    const size_t pinned = gpu.pool().Stats().pinned_bytes;
+    CHECK_EQ(pinned, 2 * kMiB + 1024 + 256);
+    for (int i = 0; i < 5; ++i) CHECK(Addresses(gpu, pins, sizes) == first);
+    CHECK_EQ(gpu.pool().Stats().pinned_bytes, pinned);
+    CHECK_EQ(CheckCounted(gpu.pool()).bytes_in_use, pinned);
+  }
+  CHECK_EQ(gpu.pool().Stats().pinned_bytes, 0);
+  CHECK_EQ(CheckCounted(gpu.pool()).bytes_in_use, 0);
+  gpu.Finish();
+}
+
+TEST(ALargerSizeGetsANewChunkAndTheOldOneStays) {
+  Gpu gpu;
+  {
+    Pins pins;
+    const auto small = Addresses(gpu, pins, {kMiB});
+    const auto large = Addresses(gpu, pins, {2 * kMiB});
+    CHECK(small != large);
+    CHECK_EQ(gpu.pool().Stats().pinned_bytes, 3 * kMiB);
+    CHECK(Addresses(gpu, pins, {kMiB}) == small);
+    CHECK(Addresses(gpu, pins, {2 * kMiB}) == large);
+    // A size that is new takes the oldest that it fits.
+    CHECK(Addresses(gpu, pins, {kMiB / 2}) == small);
+    CHECK(Addresses(gpu, pins, {kMiB + 256}) == large);
+    CHECK_EQ(gpu.pool().Stats().pinned_bytes, 3 * kMiB);
+  }
+  gpu.Finish();
+}
+
+TEST(CallSitesAndAllocationsShareNothing) {
+  Gpu gpu;
+  {
+    Pins a;
+    Pins b;
+    auto where = Addresses(gpu, a, {kMiB, kMiB});
+    const auto of_b = Addresses(gpu, b, {kMiB, kMiB});
+    where.insert(where.end(), of_b.begin(), of_b.end());
+    const uint32_t name =
+        gpu.pool().StreamOf(gpu.fake().StreamId(gpu.stream()));
+    Allocation eager;
+    std::unique_ptr<OomReport> report;
+    CHECK(gpu.pool().Allocate(
+        {.kernel = TestKernel(), .bytes = kMiB, .alignment = 1, .stream = name},
+        &eager, &report));
+    where.push_back(eager.ptr);
+    std::sort(where.begin(), where.end());
+    for (size_t i = 1; i < where.size(); ++i) {
+      CHECK(static_cast<char*>(where[i]) - static_cast<char*>(where[i - 1]) >=
+            static_cast<ptrdiff_t>(kMiB));
+    }
+    CHECK(Free(gpu.pool(), eager));
+  }
+  gpu.Finish();
+}
+
+TEST(TheLastReplayMayOutliveTheExecutable) {
+  Gpu gpu;
+  {
+    Pins pins;
+    std::vector<void*> where;
+    const FakeGraph graph = gpu.Capture(pins, {kMiB}, &where);
+    gpu.fake().LaunchGraph(gpu.stream(), graph);
+  }
+  CHECK_EQ(gpu.barriers(), 0);  // its death asks nothing of the driver
+  CHECK_EQ(CheckCounted(gpu.pool()).cached_bytes, kMiB);
+  // Another call site, and one that names no stream, while it runs.
+  Pins pins;
+  const FakeGraph graph = gpu.Capture(pins, {kMiB});
+  const Allocation a = Get(gpu.pool(), kMiB);
+  const cuda::Stream other = gpu.fake().CreateStream();
+  gpu.fake().CheckNoForeignUser(other, reinterpret_cast<uintptr_t>(a.ptr),
+                                a.bytes);
+  gpu.fake().LaunchGraph(other, graph);
+  CHECK(Free(gpu.pool(), a));
+  gpu.fake().CheckNoViolations();
+  gpu.fake().Synchronize();
+}
+
+TEST(TrimmingLeavesWhatGraphsHold) {
+  Gpu gpu;
+  {
+    Pins pins;
+    const FakeGraph graph = gpu.Capture(pins, {5 * kMiB});
+    gpu.pool().Trim();
+    CHECK_EQ(Reset(CudaPoolIndex(0)).has_value(), true);
+    gpu.fake().LaunchGraph(gpu.stream(), graph);
+    gpu.fake().CheckNoViolations();
+  }
+  CHECK(gpu.pool().Trim() >= 6 * kMiB);
+  gpu.Finish();
+}
+
+TEST(PastTheLimitACaptureIsRefusedAndStaysWhole) {
+  Gpu gpu(8 * kMiB);
+  {
+    Pins pins;
+    const cuda::Stream captured = gpu.fake().CreateStream();
+    gpu.fake().BeginCapture(captured);
+    Allocation made;
+    std::unique_ptr<OomReport> report;
+    CHECK(
+        !pins.Get(gpu.pool(), 0, {TestKernel(), 9 * kMiB, 1}, &made, &report));
+    CHECK(report != nullptr);
+    CHECK(pins.Get(gpu.pool(), 1, {TestKernel(), 3 * kMiB, 1}, &made, &report));
+    CHECK(gpu.fake().EndCapture(captured).has_value());
+  }
+  gpu.Finish();
+}
+
+TEST(RandomCapturesReplaysAndDeathsNeverShareABlock) {
+  for (uint64_t seed = 1; seed <= 10; ++seed) {
+    Gpu gpu(64 * kMiB);
+    std::mt19937_64 random(seed);
+    struct Executable {
+      std::unique_ptr<Pins> pins = std::make_unique<Pins>();
+      std::vector<FakeGraph> graphs;
+    };
+    {
+      std::vector<Executable> executables(4);
+      for (int i = 0; i < 400; ++i) {
+        Executable& e = executables[random() % executables.size()];
+        switch (random() % 8) {
+          case 0: {
+            std::vector<size_t> sizes(1 + random() % 3);
+            for (size_t& s : sizes) s = size_t{256} << random() % 10;
+            e.graphs.push_back(gpu.Capture(*e.pins, sizes));
+            break;
+          }
+          case 1:
+            if (random() % 8 == 0) e = Executable();
+            break;
+          case 2:
+            gpu.fake().Synchronize();
+            break;
+          case 3: {
+            // Eager work beside the graphs, without an order of its own.
+            const Allocation a = Get(gpu.pool(), size_t{256} << random() % 12);
+            const cuda::Stream other = gpu.fake().CreateStream();
+            const auto address = reinterpret_cast<uintptr_t>(a.ptr);
+            gpu.fake().CheckNoForeignUser(other, address, a.bytes);
+            gpu.fake().Launch(other, address, a.bytes);
+            CHECK(Free(gpu.pool(), a));
+            break;
+          }
+          default:
+            if (!e.graphs.empty()) {
+              gpu.fake().LaunchGraph(gpu.stream(),
+                                     e.graphs[random() % e.graphs.size()]);
+            }
+        }
+      }
+      CheckCounted(gpu.pool());
+      gpu.fake().CheckNoViolations();
+    }
+    gpu.Finish();
+  }
+}
+
+}  // namespace
+}  // namespace jax_bfc::testing
