@@ -39,6 +39,7 @@ class Options:
     sample_batch: int
     output: Path
     build_folder: Path | None
+    checks_only: bool
 
 
 Defaults = dict[str, int | float | list[int]]
@@ -106,6 +107,11 @@ def parse(arguments: list[str]) -> Options:
     )
     add = parser.add_argument
     add("--quick", action="store_true", help="small sizes, a quarter of a minute")
+    add(
+        "--checks-only",
+        action="store_true",
+        help="with scratch from jax_bfc alone: check the kernels, train and sample",
+    )
     platforms = ("cpu", "cuda")
     add("--platform", choices=platforms, help="where to run (JAX's default backend)")
     both = [DEFAULTS[platform, False] for platform in platforms]
@@ -165,6 +171,7 @@ def parse(arguments: list[str]) -> Options:
         sample_batch=given.sample_batch,
         output=given.output,
         build_folder=given.build_folder,
+        checks_only=given.checks_only,
     )
 
 
@@ -245,10 +252,13 @@ def main(arguments: list[str]) -> int:
         f"jax {jax.__version__}, jax_bfc {jax_bfc.__version__}, {kernels.description}"
     )
     table, text = load_text(options)
-    custom = [custom_ops(kernels, source) for source in kernels.sources]
+    sources = list(kernels.sources)[: 1 if options.checks_only else None]
+    custom = [custom_ops(kernels, source) for source in sources]
     if not run_checks(console, options, custom):
         return 1
     trained = train_and_sample(console, options, table, text, custom[0])
+    if options.checks_only:
+        return 0
     rows: list[measure.Measurement] = []
     for sequence in options.sequences:
         with console.status(f"measuring training at sequence length {sequence}"):
