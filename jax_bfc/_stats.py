@@ -51,10 +51,9 @@ def memory_stats(device: Any = None) -> dict[str, int]:
         ``largest_free_block_bytes``, ``pool_bytes`` (mapped), ``peak_pool_bytes``.
         And of our own: ``pinned_bytes`` (of what is in use, held by CUDA graphs until
         their executable is gone), ``pinned_for_life_bytes`` (of those, by graphs of
-        handlers without a call site), ``requested_bytes`` (of what is in use), ``cached_bytes``
-        (freed, but in
-        front caches, or waiting until the device is done with it: neither in use
-        nor free), ``free_bytes``,
+        handlers without a call site), ``requested_bytes`` (of what is in use),
+        ``cached_bytes`` (freed, but in front caches, or waiting until the device is
+        done with it: neither in use nor free), ``free_bytes``,
         ``address_bytes`` (addresses reserved), ``total_allocated_bytes``,
         ``num_live``, ``num_cache_hits``, ``num_failures``, ``num_growths``,
         ``num_trims``. Always ``bytes_in_use + cached_bytes + free_bytes ==

@@ -101,10 +101,13 @@ static_assert(sizeof(AccessDescription) == 12);
   X(MemFree, "cuMemFree", 3020, (cuda::Address address))
 
 struct CudaDriver {
+// A name and a list of parameters: neither can stand in parentheses.
+// NOLINTBEGIN(bugprone-macro-parentheses)
 #define JAX_BFC_DECLARE(member, symbol, version, parameters) \
   cuda::Result(*member) parameters = nullptr;
   JAX_BFC_CUDA_FUNCTIONS(JAX_BFC_DECLARE)
 #undef JAX_BFC_DECLARE
+  // NOLINTEND(bugprone-macro-parentheses)
 };
 
 // The driver of this machine, initialised; null, and why not, where there is
