@@ -3,6 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -26,7 +27,10 @@ ffi::Error Status(cudaError_t error, const char* call) {
                         ": " + cudaGetErrorString(error));
 }
 
+std::atomic<int64_t> calls{0};
+
 ffi::Error Step(cudaStream_t stream, In x, void* scratch, Out y) {
+  calls.fetch_add(1, std::memory_order_relaxed);
   return Status(LaunchStep(stream, x.typed_data(), static_cast<float*>(scratch),
                            y->typed_data(), x.element_count()),
                 "the launch");
@@ -72,6 +76,19 @@ ffi::Error OnMalloc(cudaStream_t stream, int64_t bytes, In x, Out y) {
   return done.success() ? Status(error, "cudaFree") : done;
 }
 
+// One buffer for all, made at the first call, never larger and never freed.
+ffi::Error OnFixed(cudaStream_t stream, int64_t bytes, In x, Out y) {
+  static void* memory = nullptr;
+  static const auto size = static_cast<size_t>(bytes);
+  static const cudaError_t error = cudaMalloc(&memory, size);
+  if (error != cudaSuccess) return Status(error, "cudaMalloc");
+  if (static_cast<size_t>(bytes) > size) {
+    return ffi::Error(ffi::ErrorCode::kInvalidArgument,
+                      "the fixed buffer is too small");
+  }
+  return Step(stream, x, memory, y);
+}
+
 auto Plain() {
   return ffi::Ffi::Bind()
       .Ctx<ffi::PlatformStream<cudaStream_t>>()
@@ -100,3 +117,19 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(gpu_step_output, OnOutput,
                               Plain().Ret<ffi::Buffer<ffi::U8>>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(gpu_step_malloc_async, OnMallocAsync, Plain());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(gpu_step_malloc, OnMalloc, Plain());
+
+// The same for CUDA graphs.
+XLA_FFI_DEFINE_HANDLER_SYMBOL(gpu_step_jax_bfc_graph, OnJaxBfc,
+                              WithScratch<jax_bfc::ScratchAllocator>(),
+                              {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER_SYMBOL(gpu_step_xla_graph, OnXla,
+                              WithScratch<ffi::ScratchAllocator>(),
+                              {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER_SYMBOL(gpu_step_output_graph, OnOutput,
+                              Plain().Ret<ffi::Buffer<ffi::U8>>(),
+                              {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER_SYMBOL(gpu_step_fixed_graph, OnFixed, Plain(),
+                              {ffi::Traits::kCmdBufferCompatible});
+
+// How often a handler of these was called so far.
+extern "C" int64_t gpu_step_calls() { return calls; }

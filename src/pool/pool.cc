@@ -6,6 +6,7 @@
 namespace jax_bfc {
 namespace {
 
+static_assert(Pool::kStreams < kSlots);
 static_assert(kSlots < 255);  // a byte of an id, and of a stream's name
 constexpr uint32_t kUnordered = Pool::kNoStream;
 // No stream's id and 1: its slot is between two streams.
@@ -40,7 +41,7 @@ Pool::Pool(uint32_t index, std::string device, const PoolConfig& config,
       device_source_(make_source_(config)),
       source_(device_source_.get(), budget),
       by_stream_(source_.runs_ahead()),
-      lanes_(by_stream_ ? kSlots : 1) {
+      lanes_(by_stream_ ? 1 + kStreams : 1) {
   SetLimits(config);
 }
 
@@ -102,7 +103,6 @@ Pool::LockedSlots Pool::LockSlots() {
 // Streams.
 
 uint32_t Pool::StreamOf(uint64_t stream_id) {
-  constexpr uint32_t kStreams = kSlots - 1;  // all but the one without order
   for (uint32_t i = 0; i < kStreams; ++i) {
     const auto index = static_cast<uint32_t>(1 + (stream_id + i) % kStreams);
     const Slot* slot = slots_[index].load(std::memory_order_acquire);
@@ -119,7 +119,6 @@ uint32_t Pool::StreamOf(uint64_t stream_id) {
 }
 
 uint32_t Pool::NewStream(uint64_t stream_id) {
-  constexpr uint32_t kStreams = kSlots - 1;
   const std::lock_guard lock(streams_mutex_);
   const auto give = [&](uint32_t index) {
     Slot* slot = SlotFor(index);

@@ -106,6 +106,7 @@ class Pool {
   Pool& operator=(const Pool&) = delete;
 
   static constexpr uint32_t kNoStream = 0;
+  static constexpr uint32_t kStreams = 47;  // that have lanes at once
   struct Request {
     KernelId kernel;
     size_t bytes;                 // at most kMaxRequest

@@ -7,7 +7,13 @@ namespace jax_bfc {
 
 Pool::Everything::Everything(Pool* pool)
     : pool_(pool), trim_lock_(pool->trim_mutex_), locked_(pool->LockSlots()) {
-  for (Lane& lane : pool_->lanes_) lane_locks_.emplace_back(lane.mutex);
+  // A lane without a slot is in nobody's use, and no slot is made meanwhile.
+  const Lane* last = nullptr;
+  for (const Slot* slot : locked_.slots) {
+    if (slot->lane == last) continue;  // the host's, which all share
+    lane_locks_.emplace_back(slot->lane->mutex);
+    last = slot->lane;
+  }
   for (Slot* slot : locked_.slots) {
     slot->Evict(slot->cached,
                 [&](ChunkId chunk) { slot->lane->arena->Free(chunk); });

@@ -31,7 +31,7 @@ class Gpu {
     PoolConfig config;
     config.limit_bytes = limit_bytes;
     budget_.set_limit_bytes(limit_bytes);
-    pool_ = std::make_unique<Pool>(
+    pool_ = new Pool(
         CudaPoolIndex(0), "cuda:0", config, &budget_, [this] { pool_->Trim(); },
         [this,
          virtual_memory](const PoolConfig&) -> std::unique_ptr<MemorySource> {
@@ -40,13 +40,16 @@ class Gpu {
           }
           return std::make_unique<CudaSource>(device_.get());
         });
+    // Never destroyed, as pools are not.
+    static auto* const all = new std::vector<Pool*>;
+    all->push_back(pool_);
   }
   ~Gpu() { SetCudaDriverForTest(nullptr); }
 
   // Everything given back, and no rule of CUDA broken.
   void Finish() {
     fake_.StopFailing();
-    CHECK(Pool::Everything(pool_.get()).Reset());
+    CHECK(Pool::Everything(pool_).Reset());
     fake_.CheckClean();
   }
 
@@ -85,7 +88,7 @@ class Gpu {
   FakeCuda fake_;
   std::unique_ptr<CudaDevice> device_;
   Budget budget_{0};
-  std::unique_ptr<Pool> pool_;
+  Pool* pool_;
 };
 
 TEST(AStreamGetsItsOwnMemoryBackAtOnce) {
@@ -189,7 +192,7 @@ TEST(AMemoryOfADeadStreamIsNotLost) {
 TEST(MoreStreamsThanSlotsTakeThoseThatAreIdle) {
   Gpu gpu(200 * kMiB);
   std::vector<cuda::Stream> streams;
-  for (uint32_t i = 0; i < 3 * kSlots; ++i) {
+  for (uint32_t i = 0; i < 3 * Pool::kStreams; ++i) {
     streams.push_back(gpu.fake().CreateStream());
     const uint32_t name = gpu.NameOf(streams.back());
     CHECK(name != Pool::kNoStream);
@@ -209,7 +212,7 @@ TEST(ANameThatIsOutOfDateIsServedWithoutOrder) {
   Gpu gpu(200 * kMiB);
   const cuda::Stream first = gpu.fake().CreateStream();
   const uint32_t name = gpu.NameOf(first);
-  for (uint32_t i = 0; i < 2 * kSlots; ++i) {
+  for (uint32_t i = 0; i < 2 * Pool::kStreams; ++i) {
     gpu.NameOf(gpu.fake().CreateStream());
   }
   CHECK(gpu.NameOf(first) != name);
@@ -224,7 +227,7 @@ TEST(ANameThatIsOutOfDateIsServedWithoutOrder) {
 TEST(WhereEveryStreamHoldsMemoryANewOneIsServedWithoutOrder) {
   Gpu gpu(200 * kMiB);
   std::vector<Allocation> held;
-  for (uint32_t i = 1; i < kSlots; ++i) {
+  for (uint32_t i = 0; i < Pool::kStreams; ++i) {
     const cuda::Stream stream = gpu.fake().CreateStream();
     held.push_back(gpu.GetIn(gpu.NameOf(stream), kMiB));
   }

@@ -180,12 +180,13 @@ void Churn(const std::vector<Pool*>& pools, uint64_t seed, int operations,
         16 + random() % (size_t{1} << (random() % 64 == 0 ? 23 : 14));
     const size_t alignment = size_t{1} << random() % 13;
     std::unique_ptr<OomReport> report;
-    const auto made =
-        pools[random() % 2]->Allocate(TestKernel(), bytes, alignment, &report);
-    CHECK(made.has_value() != (report != nullptr));
-    if (!made) continue;
-    CHECK_EQ(reinterpret_cast<uintptr_t>(made->ptr) % alignment, 0);
-    live.push_back({*made, bytes});
+    Allocation made;
+    const bool fits = pools[random() % 2]->Allocate(
+        {TestKernel(), bytes, alignment}, &made, &report);
+    CHECK(fits == (report == nullptr));
+    if (!fits) continue;
+    CHECK_EQ(reinterpret_cast<uintptr_t>(made.ptr) % alignment, 0);
+    live.push_back({made, bytes});
     live.back().Mark();
   }
   for (const Marked& marked : live) free(marked);
