@@ -28,8 +28,8 @@ __global__ void RowSoftmaxKernel(const float* x, float* y, double* scratch,
   };
   double largest = in[0];
   for (size_t i = threadIdx.x; i < columns; i += 256)
-    largest = fmax(largest, in[i]);
-  largest = reduce(largest, [](double a, double b) { return fmax(a, b); });
+    if (in[i] > largest) largest = in[i];
+  largest = reduce(largest, [](double a, double b) { return a > b ? a : b; });
   double sum = 0;
   for (size_t i = threadIdx.x; i < columns; i += 256)
     sum += row[i] = exp(in[i] - largest);
