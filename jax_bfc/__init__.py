@@ -17,6 +17,7 @@ if importlib.util.find_spec("jax_bfc._core") is None:
 from jax_bfc._config import Config, configure, get_config
 from jax_bfc._errors import OutOfMemoryError
 from jax_bfc._ffi import cmake_dir, include_dir, register_ffi_target
+from jax_bfc._peak import Peak, peak
 from jax_bfc._scratch import Scratch, scratch
 from jax_bfc._stats import (
     KernelStats,
@@ -27,12 +28,14 @@ from jax_bfc._stats import (
     reset_peak_memory_stats,
     trim,
 )
+from jax_bfc._summary import print_summary
 from jax_bfc._version import __version__
 
 __all__ = [
     "Config",
     "KernelStats",
     "OutOfMemoryError",
+    "Peak",
     "Scratch",
     "__version__",
     "cmake_dir",
@@ -42,6 +45,8 @@ __all__ = [
     "kernel_stats",
     "last_oom_report",
     "memory_stats",
+    "peak",
+    "print_summary",
     "register_ffi_target",
     "reset",
     "reset_peak_memory_stats",

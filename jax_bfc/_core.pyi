@@ -70,3 +70,16 @@ class Scratch:
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 def allocate(index: int, nbytes: int, alignment: int, stream: int | None = None) -> Scratch | dict[str, Any]: ...
+
+def pools() -> list[tuple[int, str]]: ...
+
+class PeakBlock:
+    """An open block of jax_bfc.peak()."""
+
+    def read(self) -> tuple[int, dict[str, int]]:
+        """The peak so far in bytes, and by kernel."""
+
+    def close(self) -> None:
+        """Ends it: it reads 0 from now on."""
+
+def open_peak(index: int) -> PeakBlock: ...

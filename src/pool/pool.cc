@@ -82,6 +82,7 @@ Slot* Pool::NewSlot(uint32_t index) {
   if (slot == nullptr) {
     const bool caches = !by_stream_ || index != kUnordered;
     slot = new Slot(&LaneOfSlot(index), caches ? kCacheChunks : 0);
+    slot->watchers = watchers_;
     slots_[index].store(slot, std::memory_order_release);
   }
   return slot;
@@ -250,6 +251,8 @@ inline void Pool::HandOut(Slot& slot, uint32_t slot_index, Entry& entry,
   counters.in_use.Add(chunk_bytes, quantum, kernels_in_use_[request.kernel]);
   *made = {reinterpret_cast<void*>(entry.address), entry.bytes,
            MakeId(index_, slot_index, entry.index, entry.generation)};
+  if (slot.watchers != 0) [[unlikely]]
+    NoteHandOut(slot, entry);
 }
 
 ChunkId Pool::AllocateByGrowing(Lane& lane, size_t bytes, size_t alignment) {
@@ -272,6 +275,8 @@ bool Pool::Free(void* ptr, uint64_t id) {
       entry.address != reinterpret_cast<uintptr_t>(ptr)) {
     return false;
   }
+  if (slot.watchers != 0) [[unlikely]]
+    NoteFree(slot, entry);
   entry.generation =
       entry.generation == kGenerationMask ? 1 : entry.generation + 1;
   const auto chunk_bytes = static_cast<int64_t>(entry.bytes);

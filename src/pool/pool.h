@@ -33,6 +33,7 @@
 #include "pool/kernel_table.h"
 #include "pool/lane.h"
 #include "pool/oom_report.h"
+#include "pool/peaks.h"
 #include "pool/slot.h"
 #include "pool/thread_slot.h"
 #include "source/host.h"  // HugePages
@@ -141,6 +142,12 @@ class Pool {
   std::vector<KernelStats> Kernels();
   void ResetPeaks();
   std::string LastOomReport();
+
+  // The exact peak from now on, see peaks.h.
+  uint64_t OpenPeak();
+  Peak ReadPeak(uint64_t block) { return peaks_.Read(block); }
+  void ClosePeak(uint64_t block);
+
   const std::string& device() const { return device_; }
   uint32_t index() const { return index_; }
 
@@ -172,6 +179,14 @@ class Pool {
     std::vector<std::unique_lock<SpinLock>> locks;
   };
   LockedSlots LockSlots();
+
+  // Bits of Slot::watchers.
+  enum Watcher : uint32_t { kPeaks = 1 };
+  // REQUIRES: the slots are locked.
+  void SetWatcher(const LockedSlots& locked, Watcher watcher, bool on);
+  // Under the slot's lock: the entry was handed out, or is about to be freed.
+  [[gnu::noinline]] void NoteHandOut(Slot& slot, const Entry& entry);
+  [[gnu::noinline]] void NoteFree(Slot& slot, const Entry& entry);
 
   // Whether the stream has lost its slot since it was named.
   bool IsStale(const Slot& slot, const Request& request) const {
@@ -208,6 +223,8 @@ class Pool {
   std::atomic<size_t> cache_max_bytes_;  // of one front cache
   std::mutex slots_mutex_;               // taken first of all
   std::array<std::atomic<Slot*>, kSlots> slots_{};
+  uint32_t watchers_ = 0;  // of every slot, under slots_mutex_
+  Peaks peaks_;
 
   SharedGauge in_use_;
   std::unique_ptr<SharedGauge[]> kernels_in_use_;

@@ -51,6 +51,9 @@ struct alignas(64) Slot {
       : cache_chunks(cache_chunks_most), lane(slot_lane) {}
 
   SpinLock lock;
+  // Who wants to hear of what is handed out and freed here, see Pool::Watcher;
+  // nobody, nearly always. Written under the lock.
+  uint32_t watchers = 0;
   uint32_t cached = 0;  // the newest is at cached - 1
   const uint32_t cache_chunks;
   // Of the stream that the slot serves: it changes when another one gets it.

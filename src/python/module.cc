@@ -20,6 +20,7 @@
 #include "python/gil.h"
 #include "python/pools.h"
 #include "python/scratch.h"
+#include "python/watch.h"
 #include "source/host_memory.h"
 
 namespace nb = nanobind;
@@ -259,6 +260,7 @@ NB_MODULE(_core, m) {
         nb::sig("def replay(is_allocate: typing.Any, ids: typing.Any, "
                 "bytes: typing.Any) -> dict[str, typing.Any]"));
   BindScratch(m);
+  BindWatch(m);
 }
 
 }  // namespace jax_bfc
