@@ -17,6 +17,7 @@ if importlib.util.find_spec("jax_bfc._core") is None:
 from jax_bfc._config import Config, configure, get_config
 from jax_bfc._errors import OutOfMemoryError
 from jax_bfc._ffi import cmake_dir, include_dir, register_ffi_target
+from jax_bfc._oom import OomHandle, on_oom
 from jax_bfc._peak import Peak, peak
 from jax_bfc._scratch import Scratch, scratch
 from jax_bfc._stats import (
@@ -34,6 +35,7 @@ from jax_bfc._version import __version__
 __all__ = [
     "Config",
     "KernelStats",
+    "OomHandle",
     "OutOfMemoryError",
     "Peak",
     "Scratch",
@@ -45,6 +47,7 @@ __all__ = [
     "kernel_stats",
     "last_oom_report",
     "memory_stats",
+    "on_oom",
     "peak",
     "print_summary",
     "register_ffi_target",

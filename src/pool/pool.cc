@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "pool/oom_hook.h"
+
 namespace jax_bfc {
 namespace {
 
@@ -224,12 +226,21 @@ bool Pool::AllocateFromArena(Slot& slot, uint32_t slot_index,
     lane.arena->Free(chunk);
   }
   if (IsStale(slot, request)) return without_order();
+  if (request.may_wait && request.may_call_back && HasOomHook()) {
+    lock.unlock();
+    if (RunOomHook(Report(request))) {
+      Request again = request;
+      again.may_call_back = false;
+      return Allocate(again, made, report);
+    }
+    lock.lock();
+  }
   KernelCounters& counters = slot.Counters(request.kernel);
   ++counters.failures;
   counters.calls += request.new_call;
   lock.unlock();
-  *report = std::make_unique<OomReport>(
-      Report(request.kernel, request.bytes, request.alignment));
+  *report = std::make_unique<OomReport>(Report(request));
+  KeepReport(**report);
   return false;
 }
 

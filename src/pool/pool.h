@@ -8,7 +8,8 @@
 // whoever frees it, so its counters are exact.
 //
 // When a request does not fit: flush the caches, grow, trim every pool of the
-// same budget and grow, fail with a report. The pool goes on.
+// same budget and grow, tell the out-of-memory hook and try once more, fail with
+// a report. The pool goes on.
 //
 // Locks: trimming's, a slot's, then its lane's; one slot at a time, but for
 // those who take all of them in the order of their index, after the mutex for
@@ -116,6 +117,8 @@ class Pool {
     // Whether the device may be waited for, and other lanes trimmed. Not while
     // the thread captures a stream.
     bool may_wait = true;
+    // Whether the out-of-memory hook may be called, see oom_hook.h.
+    bool may_call_back = true;
   };
   // False, and the report, where it does not fit.
   bool Allocate(const Request& request, Allocation* made,
@@ -205,7 +208,8 @@ class Pool {
   // where it never has, and the chunk went to the arena.
   [[gnu::noinline]] bool MakeRoom(Slot& slot, Entry& entry, size_t max_bytes);
   ChunkId AllocateByGrowing(Lane& lane, size_t bytes, size_t alignment);
-  OomReport Report(KernelId kernel, size_t bytes, size_t alignment);
+  OomReport Report(const Request& request);
+  void KeepReport(const OomReport& report);
 
   Lane& LaneOfSlot(uint32_t index) { return lanes_[by_stream_ ? index : 0]; }
   Arena& ArenaOf(Lane& lane);  // under its mutex: made when first used

@@ -1,12 +1,17 @@
+// Comes first, as Python asks.
+#define PY_SSIZE_T_CLEAN
+
 #include "python/watch.h"
 
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <atomic>
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "pool/oom_hook.h"
 #include "pool/registry.h"
 #include "python/gil.h"
 #include "python/pools.h"
@@ -64,6 +69,61 @@ void ClosePeak(const PeakBlock& block) {
   }
 }
 
+// ---------------------------------------------------------------------------
+// Out of memory.
+
+// A list of callables, kept for the process's life: the hook may run after the
+// module is gone.
+std::atomic<PyObject*> oom_callbacks{nullptr};
+
+// REQUIRES: this thread has the interpreter.
+bool CallEach(PyObject* callbacks, const std::string& text) {
+  const Py_ssize_t count = PyTuple_Size(callbacks);
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject* callback = PyTuple_GetItem(callbacks, i);  // borrowed
+    PyObject* result = PyObject_CallFunction(
+        callback, "s#", text.data(), static_cast<Py_ssize_t>(text.size()));
+    if (result == nullptr) PyErr_WriteUnraisable(callback);
+    Py_XDECREF(result);
+  }
+  return count > 0;
+}
+
+bool CallOomCallbacks(const OomReport& report) {
+  if (Py_IsInitialized() == 0) return false;
+  const std::string text = report.Text();
+  const GilAcquire acquire;
+  PyObject* type = nullptr;
+  PyObject* value = nullptr;
+  PyObject* traceback = nullptr;
+  PyErr_Fetch(&type, &value, &traceback);  // the caller's, put back below
+  bool called = false;
+  // Of this moment, since a callback may add and remove.
+  if (PyObject* callbacks = PySequence_Tuple(oom_callbacks.load())) {
+    try {
+      called = CallEach(callbacks, text);
+    } catch (const abi::__forced_unwind&) {
+      // Python ends the thread in the middle of a callback: see gil.h.
+      for (;;) pause();
+    }
+    Py_DECREF(callbacks);
+  }
+  PyErr_Restore(type, value, traceback);
+  return called;
+}
+
+// None: nobody is called any more, as at the interpreter's end.
+void SetOomCallbacks(nb::object callbacks) {
+  if (callbacks.is_none()) {
+    SetOomHook(nullptr);
+    return;
+  }
+  PyObject* none = nullptr;
+  PyObject* list = callbacks.ptr();
+  if (oom_callbacks.compare_exchange_strong(none, list)) Py_INCREF(list);
+  SetOomHook(CallOomCallbacks);
+}
+
 }  // namespace
 
 void BindWatch(nb::module_& m) {
@@ -74,6 +134,9 @@ void BindWatch(nb::module_& m) {
            "The peak so far in bytes, and by kernel.")
       .def("close", &ClosePeak, "Ends it: it reads 0 from now on.");
   m.def("open_peak", &OpenPeak, "index"_a);
+  m.def("set_oom_callbacks", &SetOomCallbacks, "callbacks"_a.none(),
+        nb::sig("def set_oom_callbacks(callbacks: list[typing.Any] | None) -> "
+                "None"));
 }
 
 }  // namespace jax_bfc
