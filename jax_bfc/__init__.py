@@ -20,6 +20,7 @@ from jax_bfc._ffi import cmake_dir, include_dir, register_ffi_target
 from jax_bfc._oom import OomHandle, on_oom
 from jax_bfc._peak import Peak, peak
 from jax_bfc._scratch import Scratch, scratch
+from jax_bfc._snapshot import Snapshot, snapshot
 from jax_bfc._stats import (
     KernelStats,
     kernel_stats,
@@ -39,6 +40,7 @@ __all__ = [
     "OutOfMemoryError",
     "Peak",
     "Scratch",
+    "Snapshot",
     "__version__",
     "cmake_dir",
     "configure",
@@ -54,5 +56,6 @@ __all__ = [
     "reset",
     "reset_peak_memory_stats",
     "scratch",
+    "snapshot",
     "trim",
 ]

@@ -36,6 +36,7 @@
 #include "pool/oom_report.h"
 #include "pool/peaks.h"
 #include "pool/slot.h"
+#include "pool/snapshot.h"
 #include "pool/thread_slot.h"
 #include "source/host.h"  // HugePages
 
@@ -143,6 +144,9 @@ class Pool {
 
   PoolStats Stats();
   std::vector<KernelStats> Kernels();
+  // Of one moment: holds every lock of the pool for a time that is linear in
+  // the number of chunks. Nothing moves: caches stay as they are.
+  PoolSnapshot Snapshot();
   void ResetPeaks();
   std::string LastOomReport();
 

@@ -3,11 +3,14 @@
 
 #include "python/watch.h"
 
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <atomic>
 #include <cstdint>
+#include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -30,6 +33,10 @@ nb::list Pools() {
   }
   return pools;
 }
+
+// As ByteState has them.
+constexpr const char* kByteStates[] = {"in_use", "cached", "waiting", "free",
+                                       "unmapped"};
 
 // ---------------------------------------------------------------------------
 // Peaks.
@@ -124,6 +131,37 @@ void SetOomCallbacks(nb::object callbacks) {
   SetOomHook(CallOomCallbacks);
 }
 
+// ---------------------------------------------------------------------------
+// Snapshots.
+
+// (limit, [(lane, stream or None, [(address, bytes, requested, kernel or None,
+// state, starts a region)])]).
+nb::tuple Snapshot(uint32_t index) {
+  PoolSnapshot snapshot;
+  {
+    const GilRelease release;
+    snapshot = PoolOrThrow(index).Snapshot();
+  }
+  std::map<KernelId, nb::object> names;  // one text for each
+  const auto name = [&](std::optional<KernelId> kernel) -> nb::object {
+    if (!kernel) return nb::none();
+    nb::object& text = names[*kernel];
+    if (!text.is_valid()) text = nb::cast(KernelName(*kernel));
+    return text;
+  };
+  nb::list lanes;
+  for (const SnapshotLane& lane : snapshot.lanes) {
+    nb::list chunks;
+    for (const SnapshotChunk& c : lane.chunks) {
+      chunks.append(nb::make_tuple(
+          c.address, c.bytes, c.requested_bytes, name(c.kernel),
+          kByteStates[static_cast<size_t>(c.state)], c.starts_region));
+    }
+    lanes.append(nb::make_tuple(lane.lane, lane.stream, chunks));
+  }
+  return nb::make_tuple(snapshot.limit_bytes, lanes);
+}
+
 }  // namespace
 
 void BindWatch(nb::module_& m) {
@@ -134,6 +172,9 @@ void BindWatch(nb::module_& m) {
            "The peak so far in bytes, and by kernel.")
       .def("close", &ClosePeak, "Ends it: it reads 0 from now on.");
   m.def("open_peak", &OpenPeak, "index"_a);
+  m.def("snapshot", &Snapshot, "index"_a,
+        nb::sig("def snapshot(index: int) -> tuple[int, list[tuple[int, int | "
+                "None, list[tuple[int, int, int, str | None, str, bool]]]]]"));
   m.def("set_oom_callbacks", &SetOomCallbacks, "callbacks"_a.none(),
         nb::sig("def set_oom_callbacks(callbacks: list[typing.Any] | None) -> "
                 "None"));
