@@ -19,6 +19,8 @@ from jax_bfc._errors import OutOfMemoryError
 from jax_bfc._ffi import cmake_dir, include_dir, register_ffi_target
 from jax_bfc._oom import OomHandle, on_oom
 from jax_bfc._peak import Peak, peak
+from jax_bfc._record import record
+from jax_bfc._recording import Recording, RecordingError
 from jax_bfc._scratch import Scratch, scratch
 from jax_bfc._snapshot import Snapshot, snapshot
 from jax_bfc._stats import (
@@ -39,6 +41,8 @@ __all__ = [
     "OomHandle",
     "OutOfMemoryError",
     "Peak",
+    "Recording",
+    "RecordingError",
     "Scratch",
     "Snapshot",
     "__version__",
@@ -52,6 +56,7 @@ __all__ = [
     "on_oom",
     "peak",
     "print_summary",
+    "record",
     "register_ffi_target",
     "reset",
     "reset_peak_memory_stats",

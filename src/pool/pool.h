@@ -31,6 +31,7 @@
 
 #include "core/arena.h"
 #include "pool/budget.h"
+#include "pool/events.h"
 #include "pool/kernel_table.h"
 #include "pool/lane.h"
 #include "pool/oom_report.h"
@@ -155,6 +156,11 @@ class Pool {
   Peak ReadPeak(uint64_t block) { return peaks_.Read(block); }
   void ClosePeak(uint64_t block);
 
+  // For those who start and stop the recorder, which is on: what happens from
+  // now on is recorded, after what is in use.
+  void StartRecording();
+  void StopRecording();
+
   const std::string& device() const { return device_; }
   uint32_t index() const { return index_; }
 
@@ -163,6 +169,11 @@ class Pool {
 
   static constexpr uint32_t kGenerationBits = 24;
   static constexpr uint32_t kIndexBits = 24;
+  // Pool, slot, entry, generation: 8 + 8 + 24 + 24 bits.
+  uint64_t MakeId(uint32_t slot_index, const Entry& entry) const {
+    return uint64_t{index_} << 56 | uint64_t{slot_index} << 48 |
+           uint64_t{entry.index} << kGenerationBits | entry.generation;
+  }
   // The pool of an allocation id.
   static uint32_t PoolOf(uint64_t id) {
     return static_cast<uint32_t>(id >> 56);
@@ -188,12 +199,20 @@ class Pool {
   LockedSlots LockSlots();
 
   // Bits of Slot::watchers.
-  enum Watcher : uint32_t { kPeaks = 1 };
+  enum Watcher : uint32_t { kPeaks = 1, kRecorder = 2 };
   // REQUIRES: the slots are locked.
   void SetWatcher(const LockedSlots& locked, Watcher watcher, bool on);
   // Under the slot's lock: the entry was handed out, or is about to be freed.
-  [[gnu::noinline]] void NoteHandOut(Slot& slot, const Entry& entry);
-  [[gnu::noinline]] void NoteFree(Slot& slot, const Entry& entry);
+  [[gnu::noinline]] void NoteHandOut(Slot& slot, const Entry& entry,
+                                     uint64_t id);
+  [[gnu::noinline]] void NoteFree(Slot& slot, const Entry& entry, uint64_t id);
+  void Record(Slot& slot, const Entry& entry, uint64_t id, EventKind kind);
+  // Under the lane's mutex: records what was mapped or unmapped since the last
+  // time.
+  void RecordMapping(Lane& lane);
+  // Of a kind without a slot.
+  void RecordRare(EventKind kind, KernelId kernel, size_t requested_bytes,
+                  size_t chunk_bytes, size_t lane = 0);
 
   // Whether the stream has lost its slot since it was named.
   bool IsStale(const Slot& slot, const Request& request) const {

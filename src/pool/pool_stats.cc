@@ -1,5 +1,6 @@
 // What a Pool says of itself.
 #include <algorithm>
+#include <cstdlib>
 #include <utility>
 
 #include "pool/pool.h"
@@ -89,6 +90,8 @@ std::vector<KernelStats> Pool::Kernels() {
 }
 
 void Pool::CountPinned(KernelId kernel, int64_t bytes, bool for_life) {
+  RecordRare(bytes > 0 ? EventKind::kPin : EventKind::kUnpin, kernel, 0,
+             static_cast<size_t>(std::abs(bytes)));
   kernels_pinned_[kernel].fetch_add(bytes, std::memory_order_relaxed);
   pinned_.fetch_add(bytes, std::memory_order_relaxed);
   if (for_life) pinned_for_life_.fetch_add(bytes, std::memory_order_relaxed);

@@ -8,9 +8,11 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "core/chunk.h"
+#include "pool/events.h"
 #include "pool/gauge.h"
 #include "pool/kernel_table.h"
 #include "pool/lane.h"
@@ -71,6 +73,7 @@ struct alignas(64) Slot {
   uint64_t requested_bytes = 0;  // of what is handed out
   uint64_t cache_hits = 0;
   std::vector<KernelCounters> kernels;
+  std::unique_ptr<EventBlock> events;  // see events.h
 
   KernelCounters& Counters(KernelId kernel) {
     if (kernel >= kernels.size()) [[unlikely]]

@@ -19,6 +19,7 @@
 #include "pool/registry.h"
 #include "python/gil.h"
 #include "python/pools.h"
+#include "python/recording.h"
 #include "python/scratch.h"
 #include "python/watch.h"
 #include "source/host_memory.h"
@@ -261,6 +262,7 @@ NB_MODULE(_core, m) {
                 "bytes: typing.Any) -> dict[str, typing.Any]"));
   BindScratch(m);
   BindWatch(m);
+  BindRecording(m);
 }
 
 }  // namespace jax_bfc
