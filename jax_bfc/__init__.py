@@ -17,7 +17,12 @@ if importlib.util.find_spec("jax_bfc._core") is None:
 from jax_bfc._config import Config, configure, get_config
 from jax_bfc._errors import OutOfMemoryError
 from jax_bfc._ffi import cmake_dir, include_dir, register_ffi_target
+from jax_bfc._oom import OomHandle, on_oom
+from jax_bfc._peak import Peak, peak
+from jax_bfc._record import record
+from jax_bfc._recording import Recording, RecordingError
 from jax_bfc._scratch import Scratch, scratch
+from jax_bfc._snapshot import Snapshot, snapshot
 from jax_bfc._stats import (
     KernelStats,
     kernel_stats,
@@ -27,13 +32,19 @@ from jax_bfc._stats import (
     reset_peak_memory_stats,
     trim,
 )
+from jax_bfc._summary import print_summary
 from jax_bfc._version import __version__
 
 __all__ = [
     "Config",
     "KernelStats",
+    "OomHandle",
     "OutOfMemoryError",
+    "Peak",
+    "Recording",
+    "RecordingError",
     "Scratch",
+    "Snapshot",
     "__version__",
     "cmake_dir",
     "configure",
@@ -42,9 +53,14 @@ __all__ = [
     "kernel_stats",
     "last_oom_report",
     "memory_stats",
+    "on_oom",
+    "peak",
+    "print_summary",
+    "record",
     "register_ffi_target",
     "reset",
     "reset_peak_memory_stats",
     "scratch",
+    "snapshot",
     "trim",
 ]

@@ -13,6 +13,7 @@ struct Table {
       {"(unregistered)", 0}, {"(other)", 1}, {"(python)", 2}};
   std::array<std::string, kMaxKernels> names{"(unregistered)", "(other)",
                                              "(python)"};
+  std::array<size_t, kMaxKernels> label_starts{};  // in the name, or 0
   std::atomic<uint32_t> count{3};
   std::array<std::atomic<int64_t>, kMaxKernels> call_sites{};
 };
@@ -40,7 +41,24 @@ KernelId InternKernel(std::string_view name) {
 }
 
 KernelId InternLabel(KernelId kernel, std::string_view label) {
-  return InternKernel(KernelName(kernel) + ":" + std::string(label));
+  const std::string of = KernelName(kernel);
+  const KernelId id = InternKernel(of + ":" + std::string(label));
+  if (id != kOtherKernels) {
+    Table& t = table();
+    const std::lock_guard lock(t.mutex);
+    t.label_starts[id] = of.size() + 1;
+  }
+  return id;
+}
+
+std::pair<std::string, std::string> KernelAndLabel(KernelId id) {
+  Table& t = table();
+  const std::lock_guard lock(t.mutex);
+  if (id >= kMaxKernels) id = kOtherKernels;
+  const std::string& name = t.names[id];
+  const size_t start = t.label_starts[id];
+  if (start == 0) return {name, ""};
+  return {name.substr(0, start - 1), name.substr(start)};
 }
 
 std::string KernelName(KernelId id) {

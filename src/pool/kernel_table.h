@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace jax_bfc {
 
@@ -20,6 +21,8 @@ KernelId InternKernel(std::string_view name);
 // The row of a label of a kernel: "<kernel>:<label>".
 KernelId InternLabel(KernelId kernel, std::string_view label);
 std::string KernelName(KernelId id);
+// The same in two parts; the label is empty where it has none.
+std::pair<std::string, std::string> KernelAndLabel(KernelId id);
 uint32_t KernelCount();
 
 // Live call sites of the kernel: custom calls in executables that exist.

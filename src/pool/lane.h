@@ -25,6 +25,7 @@ struct Lane {
   // arena knows, and nobody's.
   size_t waiting_bytes = 0;
   size_t waiting_chunks = 0;
+  size_t recorded_mapped_bytes = 0;  // as of the last event, see events.h
 
   // REQUIRES: the mutex is held, the arena made.
   void StartWaiting(ChunkId chunk) {

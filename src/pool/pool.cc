@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "pool/oom_hook.h"
+
 namespace jax_bfc {
 namespace {
 
@@ -14,13 +16,6 @@ constexpr uint64_t kNobody = ~uint64_t{0};
 
 constexpr uint64_t kIndexMask = (uint64_t{1} << Pool::kIndexBits) - 1;
 constexpr uint64_t kGenerationMask = (uint64_t{1} << Pool::kGenerationBits) - 1;
-
-// Pool, slot, entry, generation: 8 + 8 + 24 + 24 bits.
-uint64_t MakeId(uint32_t pool, uint32_t slot, uint32_t entry,
-                uint32_t generation) {
-  return uint64_t{pool} << 56 | uint64_t{slot} << 48 |
-         uint64_t{entry} << Pool::kGenerationBits | generation;
-}
 
 }  // namespace
 
@@ -42,6 +37,7 @@ Pool::Pool(uint32_t index, std::string device, const PoolConfig& config,
       source_(device_source_.get(), budget),
       by_stream_(source_.runs_ahead()),
       lanes_(by_stream_ ? 1 + kStreams : 1) {
+  if (Recorder::on()) watchers_ = kRecorder;
   SetLimits(config);
 }
 
@@ -83,6 +79,7 @@ Slot* Pool::NewSlot(uint32_t index) {
   if (slot == nullptr) {
     const bool caches = !by_stream_ || index != kUnordered;
     slot = new Slot(&LaneOfSlot(index), caches ? kCacheChunks : 0);
+    slot->watchers = watchers_;
     slots_[index].store(slot, std::memory_order_release);
   }
   return slot;
@@ -171,11 +168,19 @@ bool Pool::Allocate(const Request& request, Allocation* made,
     if (entry != nullptr) [[likely]] {
       ++slot.cache_hits;
       HandOut(slot, slot_index, *entry, request, made);
+      if (slot.watchers != 0) [[unlikely]] {
+        NoteHandOut(slot, *entry, made->id);
+        slot.lock.unlock();
+        if (Recorder::on()) Recorder::Get().WriteFull();
+        return true;
+      }
       slot.lock.unlock();
       return true;
     }
   }
-  return AllocateFromArena(slot, slot_index, request, made, report);
+  const bool fits = AllocateFromArena(slot, slot_index, request, made, report);
+  if (Recorder::on()) Recorder::Get().WriteFull();
+  return fits;
 }
 
 bool Pool::AllocateFromArena(Slot& slot, uint32_t slot_index,
@@ -197,12 +202,14 @@ bool Pool::AllocateFromArena(Slot& slot, uint32_t slot_index,
     entry.bytes = lane.arena->chunk(chunk).bytes;
     entry.chunk = chunk;
     HandOut(slot, slot_index, entry, request, made);
+    if (slot.watchers != 0) NoteHandOut(slot, entry, made->id);
     return true;
   };
   {
     const std::lock_guard lane_lock(lane.mutex);
     const ChunkId chunk =
         ArenaOf(lane).TryAllocate(request.bytes, request.alignment);
+    RecordMapping(lane);  // preallocated
     if (chunk != kNoChunk) return enter(chunk);
   }
   // Not under the slot's lock: flushing takes every slot's in turn.
@@ -222,12 +229,22 @@ bool Pool::AllocateFromArena(Slot& slot, uint32_t slot_index,
     lane.arena->Free(chunk);
   }
   if (IsStale(slot, request)) return without_order();
+  if (request.may_wait && request.may_call_back && HasOomHook()) {
+    lock.unlock();
+    if (RunOomHook(Report(request))) {
+      Request again = request;
+      again.may_call_back = false;
+      return Allocate(again, made, report);
+    }
+    lock.lock();
+  }
   KernelCounters& counters = slot.Counters(request.kernel);
   ++counters.failures;
   counters.calls += request.new_call;
   lock.unlock();
-  *report = std::make_unique<OomReport>(
-      Report(request.kernel, request.bytes, request.alignment));
+  RecordRare(EventKind::kFailure, request.kernel, request.bytes, 0, slot_index);
+  *report = std::make_unique<OomReport>(Report(request));
+  KeepReport(**report);
   return false;
 }
 
@@ -248,12 +265,14 @@ inline void Pool::HandOut(Slot& slot, uint32_t slot_index, Entry& entry,
       std::max<uint64_t>(counters.largest_bytes, request.bytes);
   counters.in_use.Add(chunk_bytes, quantum, kernels_in_use_[request.kernel]);
   *made = {reinterpret_cast<void*>(entry.address), entry.bytes,
-           MakeId(index_, slot_index, entry.index, entry.generation)};
+           MakeId(slot_index, entry)};
 }
 
 ChunkId Pool::AllocateByGrowing(Lane& lane, size_t bytes, size_t alignment) {
   const std::lock_guard lock(lane.mutex);
-  return ArenaOf(lane).Allocate(bytes, alignment);
+  const ChunkId chunk = ArenaOf(lane).Allocate(bytes, alignment);
+  RecordMapping(lane);
+  return chunk;
 }
 
 bool Pool::Free(void* ptr, uint64_t id) {
@@ -271,6 +290,8 @@ bool Pool::Free(void* ptr, uint64_t id) {
       entry.address != reinterpret_cast<uintptr_t>(ptr)) {
     return false;
   }
+  if (slot.watchers != 0) [[unlikely]]
+    NoteFree(slot, entry, id);
   entry.generation =
       entry.generation == kGenerationMask ? 1 : entry.generation + 1;
   const auto chunk_bytes = static_cast<int64_t>(entry.bytes);
@@ -309,74 +330,6 @@ bool Pool::MakeRoom(Slot& slot, Entry& entry, size_t max_bytes) {
     slot.Evict(1, free_chunk);
   }
   return true;
-}
-
-// ---------------------------------------------------------------------------
-// Giving back.
-
-void Pool::Flush(const Lane* only) {
-  for (std::atomic<Slot*>& slot_pointer : slots_) {
-    Slot* slot = slot_pointer.load(std::memory_order_acquire);
-    if (slot == nullptr || (only != nullptr && slot->lane != only)) continue;
-    Lane& lane = *slot->lane;
-    const std::lock_guard lock(slot->lock);
-    const std::lock_guard lane_lock(lane.mutex);
-    slot->Evict(slot->cached, [&](ChunkId chunk) { lane.arena->Free(chunk); });
-  }
-}
-
-bool Pool::FreeDeferred(Lane& lane) {
-  std::vector<ChunkId> chunks;
-  {
-    const std::lock_guard lock(lane.mutex);
-    chunks.swap(lane.deferred);
-  }
-  if (chunks.empty()) return false;
-  const bool idle = source_.WaitIdle();
-  const std::lock_guard lock(lane.mutex);
-  if (!idle) {
-    lane.deferred.insert(lane.deferred.end(), chunks.begin(), chunks.end());
-    return false;
-  }
-  for (const ChunkId chunk : chunks) {
-    lane.EndWaiting(chunk);
-    lane.arena->Free(chunk);
-  }
-  return true;
-}
-
-size_t Pool::Trim() {
-  const std::lock_guard trim_lock(trim_mutex_);
-  Flush();
-  if (!by_stream_) {
-    Lane& lane = lanes_[0];
-    const std::lock_guard lock(lane.mutex);
-    return lane.arena == nullptr ? 0 : lane.arena->Trim();
-  }
-  FreeDeferred(lanes_[kUnordered]);
-  // Held, so that nobody starts to use them while the device finishes what did.
-  std::vector<std::pair<Lane*, ChunkId>> held;
-  for (Lane& lane : lanes_) {
-    const std::lock_guard lock(lane.mutex);
-    if (lane.arena == nullptr) continue;
-    for (const ChunkId chunk : lane.arena->HoldFreeSteps()) {
-      lane.StartWaiting(chunk);
-      held.emplace_back(&lane, chunk);
-    }
-  }
-  if (held.empty()) return 0;
-  const bool idle = source_.WaitIdle();
-  size_t bytes = 0;
-  for (const auto& [lane, chunk] : held) {
-    const std::lock_guard lock(lane->mutex);
-    lane->EndWaiting(chunk);
-    if (idle) {
-      bytes += lane->arena->TrimHeld(chunk);
-    } else {
-      lane->arena->Free(chunk);
-    }
-  }
-  return bytes;
 }
 
 }  // namespace jax_bfc

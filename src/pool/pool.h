@@ -8,7 +8,8 @@
 // whoever frees it, so its counters are exact.
 //
 // When a request does not fit: flush the caches, grow, trim every pool of the
-// same budget and grow, fail with a report. The pool goes on.
+// same budget and grow, tell the out-of-memory hook and try once more, fail with
+// a report. The pool goes on.
 //
 // Locks: trimming's, a slot's, then its lane's; one slot at a time, but for
 // those who take all of them in the order of their index, after the mutex for
@@ -30,10 +31,13 @@
 
 #include "core/arena.h"
 #include "pool/budget.h"
+#include "pool/events.h"
 #include "pool/kernel_table.h"
 #include "pool/lane.h"
 #include "pool/oom_report.h"
+#include "pool/peaks.h"
 #include "pool/slot.h"
+#include "pool/snapshot.h"
 #include "pool/thread_slot.h"
 #include "source/host.h"  // HugePages
 
@@ -116,6 +120,8 @@ class Pool {
     // Whether the device may be waited for, and other lanes trimmed. Not while
     // the thread captures a stream.
     bool may_wait = true;
+    // Whether the out-of-memory hook may be called, see oom_hook.h.
+    bool may_call_back = true;
   };
   // False, and the report, where it does not fit.
   bool Allocate(const Request& request, Allocation* made,
@@ -140,8 +146,22 @@ class Pool {
 
   PoolStats Stats();
   std::vector<KernelStats> Kernels();
+  // Of one moment: holds every lock of the pool for a time that is linear in
+  // the number of chunks. Nothing moves: caches stay as they are.
+  PoolSnapshot Snapshot();
   void ResetPeaks();
   std::string LastOomReport();
+
+  // The exact peak from now on, see peaks.h.
+  uint64_t OpenPeak();
+  Peak ReadPeak(uint64_t block) { return peaks_.Read(block); }
+  void ClosePeak(uint64_t block);
+
+  // For those who start and stop the recorder, which is on: what happens from
+  // now on is recorded, after what is in use.
+  void StartRecording();
+  void StopRecording();
+
   const std::string& device() const { return device_; }
   uint32_t index() const { return index_; }
 
@@ -150,6 +170,11 @@ class Pool {
 
   static constexpr uint32_t kGenerationBits = 24;
   static constexpr uint32_t kIndexBits = 24;
+  // Pool, slot, entry, generation: 8 + 8 + 24 + 24 bits.
+  uint64_t MakeId(uint32_t slot_index, const Entry& entry) const {
+    return uint64_t{index_} << 56 | uint64_t{slot_index} << 48 |
+           uint64_t{entry.index} << kGenerationBits | entry.generation;
+  }
   // The pool of an allocation id.
   static uint32_t PoolOf(uint64_t id) {
     return static_cast<uint32_t>(id >> 56);
@@ -174,6 +199,22 @@ class Pool {
   };
   LockedSlots LockSlots();
 
+  // Bits of Slot::watchers.
+  enum Watcher : uint32_t { kPeaks = 1, kRecorder = 2 };
+  // REQUIRES: the slots are locked.
+  void SetWatcher(const LockedSlots& locked, Watcher watcher, bool on);
+  // Under the slot's lock: the entry was handed out, or is about to be freed.
+  [[gnu::noinline]] void NoteHandOut(Slot& slot, const Entry& entry,
+                                     uint64_t id);
+  [[gnu::noinline]] void NoteFree(Slot& slot, const Entry& entry, uint64_t id);
+  void Record(Slot& slot, const Entry& entry, uint64_t id, EventKind kind);
+  // Under the lane's mutex: records what was mapped or unmapped since the last
+  // time.
+  void RecordMapping(Lane& lane);
+  // Of a kind without a slot.
+  void RecordRare(EventKind kind, KernelId kernel, size_t requested_bytes,
+                  size_t chunk_bytes, size_t lane = 0);
+
   // Whether the stream has lost its slot since it was named.
   bool IsStale(const Slot& slot, const Request& request) const {
     return by_stream_ && slot.stream_generation.load(
@@ -191,7 +232,8 @@ class Pool {
   // where it never has, and the chunk went to the arena.
   [[gnu::noinline]] bool MakeRoom(Slot& slot, Entry& entry, size_t max_bytes);
   ChunkId AllocateByGrowing(Lane& lane, size_t bytes, size_t alignment);
-  OomReport Report(KernelId kernel, size_t bytes, size_t alignment);
+  OomReport Report(const Request& request);
+  void KeepReport(const OomReport& report);
 
   Lane& LaneOfSlot(uint32_t index) { return lanes_[by_stream_ ? index : 0]; }
   Arena& ArenaOf(Lane& lane);  // under its mutex: made when first used
@@ -209,6 +251,8 @@ class Pool {
   std::atomic<size_t> cache_max_bytes_;  // of one front cache
   std::mutex slots_mutex_;               // taken first of all
   std::array<std::atomic<Slot*>, kSlots> slots_{};
+  uint32_t watchers_ = 0;  // of every slot, under slots_mutex_
+  Peaks peaks_;
 
   SharedGauge in_use_;
   std::unique_ptr<SharedGauge[]> kernels_in_use_;

@@ -49,7 +49,9 @@ size_t Pool::Everything::MappedAfterTrim() const {
 
 void Pool::Everything::Trim() {
   for (Lane& lane : pool_->lanes_) {
-    if (lane.arena != nullptr) lane.arena->Trim();
+    if (lane.arena == nullptr) continue;
+    lane.arena->Trim();
+    pool_->RecordMapping(lane);
   }
 }
 
@@ -72,6 +74,7 @@ bool Pool::Everything::Reset() {
     }
     lane.deferred.clear();
     lane.arena->Trim();
+    pool_->RecordMapping(lane);
     if (lane.arena->stats().mapped_bytes != 0) return false;
     lane.arena.reset();
   }

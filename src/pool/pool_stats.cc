@@ -1,5 +1,6 @@
 // What a Pool says of itself.
 #include <algorithm>
+#include <cstdlib>
 #include <utility>
 
 #include "pool/pool.h"
@@ -89,6 +90,8 @@ std::vector<KernelStats> Pool::Kernels() {
 }
 
 void Pool::CountPinned(KernelId kernel, int64_t bytes, bool for_life) {
+  RecordRare(bytes > 0 ? EventKind::kPin : EventKind::kUnpin, kernel, 0,
+             static_cast<size_t>(std::abs(bytes)));
   kernels_pinned_[kernel].fetch_add(bytes, std::memory_order_relaxed);
   pinned_.fetch_add(bytes, std::memory_order_relaxed);
   if (for_life) pinned_for_life_.fetch_add(bytes, std::memory_order_relaxed);
@@ -123,13 +126,13 @@ void Pool::ResetPeaks() {
   }
 }
 
-OomReport Pool::Report(KernelId kernel, size_t bytes, size_t alignment) {
+OomReport Pool::Report(const Request& request) {
   const PoolStats stats = Stats();
   OomReport report;
-  report.kernel = KernelName(kernel);
+  report.kernel = KernelName(request.kernel);
   report.device = device_;
-  report.requested_bytes = bytes;
-  report.alignment = alignment;
+  report.requested_bytes = request.bytes;
+  report.alignment = request.alignment;
   report.limit_bytes = stats.limit_bytes;
   report.mapped_bytes = stats.arena.mapped_bytes;
   report.bytes_in_use = stats.bytes_in_use;
@@ -142,9 +145,12 @@ OomReport Pool::Report(KernelId kernel, size_t bytes, size_t alignment) {
       report.holders.begin(), report.holders.end(),
       [](const auto& a, const auto& b) { return a.second > b.second; });
   if (report.holders.size() > 5) report.holders.resize(5);
+  return report;
+}
+
+void Pool::KeepReport(const OomReport& report) {
   const std::lock_guard lock(report_mutex_);
   last_oom_report_ = report.Text();
-  return report;
 }
 
 std::string Pool::LastOomReport() {

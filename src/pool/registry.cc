@@ -66,6 +66,7 @@ void AfterForkInChild() {
     current.store(fresh, std::memory_order_release);
   }
   KeepOnlyThisThreadSlot();
+  Recorder::StartAnewInChild();
   AfterFork(/*in_child=*/true);
 }
 
@@ -320,6 +321,25 @@ std::optional<std::string> Configure(std::optional<uint32_t> index,
         Resolve(registry, 0, config, &why)->limit_bytes);
   }
   return std::nullopt;
+}
+
+std::optional<std::string> StartRecording(const Recorder::Options& options) {
+  const std::lock_guard lock(registry_mutex);
+  LockedRegistry();
+  if (Recorder::on()) {
+    return "a recording runs already, and there is one at a time: end it first";
+  }
+  Recorder::Get().Start(options);
+  for (Pool* pool : AllPools()) pool->StartRecording();
+  return std::nullopt;
+}
+
+std::optional<Recorder::Blocks> StopRecording() {
+  const std::lock_guard lock(registry_mutex);
+  LockedRegistry();
+  if (!Recorder::on()) return std::nullopt;
+  for (Pool* pool : AllPools()) pool->StopRecording();
+  return Recorder::Get().Stop();
 }
 
 std::optional<std::string> Reset(std::optional<uint32_t> index) {

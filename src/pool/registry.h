@@ -92,6 +92,12 @@ std::optional<std::string> Configure(std::optional<uint32_t> index,
 // success, else why not, and nothing has changed.
 std::optional<std::string> Reset(std::optional<uint32_t> index);
 
+// Records the events of every pool, those that are made later too. Nothing on
+// success, else why not: there is one recording at a time.
+std::optional<std::string> StartRecording(const Recorder::Options& options);
+// What was recorded; nothing where nothing is: a forked child does not record.
+std::optional<Recorder::Blocks> StopRecording();
+
 }  // namespace jax_bfc
 
 #endif  // JAX_BFC_POOL_REGISTRY_H_

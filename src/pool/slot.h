@@ -8,9 +8,11 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "core/chunk.h"
+#include "pool/events.h"
 #include "pool/gauge.h"
 #include "pool/kernel_table.h"
 #include "pool/lane.h"
@@ -51,6 +53,9 @@ struct alignas(64) Slot {
       : cache_chunks(cache_chunks_most), lane(slot_lane) {}
 
   SpinLock lock;
+  // Who wants to hear of what is handed out and freed here, see Pool::Watcher;
+  // nobody, nearly always. Written under the lock.
+  uint32_t watchers = 0;
   uint32_t cached = 0;  // the newest is at cached - 1
   const uint32_t cache_chunks;
   // Of the stream that the slot serves: it changes when another one gets it.
@@ -68,6 +73,7 @@ struct alignas(64) Slot {
   uint64_t requested_bytes = 0;  // of what is handed out
   uint64_t cache_hits = 0;
   std::vector<KernelCounters> kernels;
+  std::unique_ptr<EventBlock> events;  // see events.h
 
   KernelCounters& Counters(KernelId kernel) {
     if (kernel >= kernels.size()) [[unlikely]]

@@ -1,6 +1,6 @@
-// Releases the interpreter's lock for a scope.
+// Releases or takes the interpreter's lock for a scope.
 //
-// Up to Python 3.13 a daemon thread that wants the lock back while the
+// Up to Python 3.13 a daemon thread that wants the lock while the
 // interpreter ends is ended by pthread_exit, which unwinds the stack; that
 // would go through nanobind's frames, which let nothing through, and abort the
 // process. Such a thread waits here for the end of the process instead, as
@@ -29,6 +29,26 @@ class GilRelease {
 
  private:
   PyThreadState* const state_;
+};
+
+// REQUIRES: no lock of ours is held. It does not matter whether this thread has
+// the interpreter's already, or whether Python knows the thread.
+class GilAcquire {
+ public:
+  GilAcquire() : state_(Ensure()) {}
+  ~GilAcquire() { PyGILState_Release(state_); }
+  GilAcquire(const GilAcquire&) = delete;
+  GilAcquire& operator=(const GilAcquire&) = delete;
+
+ private:
+  static PyGILState_STATE Ensure() {
+    try {
+      return PyGILState_Ensure();
+    } catch (const abi::__forced_unwind&) {
+      for (;;) pause();
+    }
+  }
+  const PyGILState_STATE state_;
 };
 
 }  // namespace jax_bfc

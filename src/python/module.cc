@@ -19,7 +19,9 @@
 #include "pool/registry.h"
 #include "python/gil.h"
 #include "python/pools.h"
+#include "python/recording.h"
 #include "python/scratch.h"
+#include "python/watch.h"
 #include "source/host_memory.h"
 
 namespace nb = nanobind;
@@ -259,6 +261,8 @@ NB_MODULE(_core, m) {
         nb::sig("def replay(is_allocate: typing.Any, ids: typing.Any, "
                 "bytes: typing.Any) -> dict[str, typing.Any]"));
   BindScratch(m);
+  BindWatch(m);
+  BindRecording(m);
 }
 
 }  // namespace jax_bfc

@@ -1,0 +1,62 @@
+"""Checks JSON against a schema, as far as ours use JSON Schema."""
+
+from typing import Any, Final
+
+__all__ = ["SchemaError", "check"]
+
+_TYPES: Final[dict[str, tuple[type, ...]]] = {
+    "object": (dict,),
+    "array": (list,),
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "null": (type(None),),
+}
+
+
+class SchemaError(ValueError):
+    """A value that the schema does not allow; the text says where."""
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "an array"
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def check(value: Any, schema: dict[str, Any], where: str = "$") -> None:
+    """Raises SchemaError at the first place that is not as the schema has it."""
+    if "const" in schema and value != schema["const"]:
+        raise SchemaError(f"{where} is {_show(value)}; valid: {schema['const']!r}")
+    if "enum" in schema and value not in schema["enum"]:
+        valid = ", ".join(map(repr, schema["enum"]))
+        raise SchemaError(f"{where} is {_show(value)}; valid: {valid}")
+    if "type" in schema:
+        names = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+        types = tuple(t for name in names for t in _TYPES[name])
+        if not isinstance(value, types) or isinstance(value, bool):
+            raise SchemaError(f"{where} is {_show(value)}; valid: {' or '.join(names)}")
+    if "minimum" in schema and not value >= schema["minimum"]:  # NaN too
+        raise SchemaError(
+            f"{where} is {_show(value)}; valid: at least {schema['minimum']}"
+        )
+    if "maximum" in schema and not value <= schema["maximum"]:
+        raise SchemaError(
+            f"{where} is {_show(value)}; valid: at most {schema['maximum']}"
+        )
+    if isinstance(value, dict):
+        properties = schema.get("properties", {})
+        for name in schema.get("required", ()):
+            if name not in value:
+                raise SchemaError(f"{where} has no {name!r}")
+        for name, item in value.items():
+            if name in properties:
+                check(item, properties[name], f"{where}.{name}")
+            elif not schema.get("additionalProperties", True):
+                raise SchemaError(
+                    f"{where} has {_show(name)}; valid: {', '.join(properties)}"
+                )
+    if isinstance(value, list) and "items" in schema:
+        for i, item in enumerate(value):
+            check(item, schema["items"], f"{where}[{i}]")

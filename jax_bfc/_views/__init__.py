@@ -1,0 +1,1 @@
+"""Pictures of snapshots and recordings; loaded when first asked for."""

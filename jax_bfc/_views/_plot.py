@@ -1,0 +1,111 @@
+"""Plots with matplotlib, which the "plot" extra brings."""
+
+import importlib
+import os
+from typing import Any, Final
+
+import numpy as np
+
+from jax_bfc._snapshot import Snapshot
+from jax_bfc._summary import text_of_bytes
+
+# Kernels beyond these share the last colour. After Paul Tol's bright and muted
+# schemes, which the colour-blind can tell apart.
+COLOURS: Final = (
+    "#4477aa",
+    "#ee6677",
+    "#228833",
+    "#ccbb44",
+    "#66ccee",
+    "#aa3377",
+    "#332288",
+    "#ddcc77",
+    "#117733",
+    "#88ccee",
+    "#882255",
+    "#999933",
+)
+OTHER: Final = "#777777"
+STATE_COLOURS: Final = {"cached": "#c9c9c9", "waiting": "#e3b6b6", "free": "#f1f1f1"}
+_ROWS: Final = 48
+_COLUMNS: Final = 384
+
+
+def matplotlib_module(name: str) -> Any:
+    """A module of matplotlib; ImportError that says how to get it."""
+    try:
+        return importlib.import_module(f"matplotlib.{name}")
+    except ImportError as error:
+        raise ImportError(
+            "plots need matplotlib: pip install 'jax_bfc[plot]'"
+        ) from error
+
+
+def colours_of(kernels: list[str]) -> dict[str, str]:
+    """A colour for each, the first ones their own."""
+    return {
+        kernel: COLOURS[i] if i < len(COLOURS) else OTHER
+        for i, kernel in enumerate(kernels)
+    }
+
+
+def _cells(snapshot: Snapshot, colours: dict[str, str]) -> Any:
+    """RGB of each cell: that of the chunk with most of the cell's bytes."""
+    rgb = importlib.import_module("matplotlib.colors").to_rgb
+    cells = _ROWS * _COLUMNS
+    image = np.ones((cells, 3))
+    best = np.zeros(cells)
+    scale = cells / max(1, snapshot.totals["mapped_bytes"])
+    start = 0.0
+    for chunk in snapshot.chunks():
+        if chunk.state == "unmapped":
+            continue
+        end = start + chunk.bytes * scale
+        if chunk.state == "in_use":
+            colour = rgb(colours[chunk.kernel or "?"])
+        else:
+            colour = rgb(STATE_COLOURS[chunk.state])
+        first, last = int(start), min(cells, int(np.ceil(end)))
+        covered = np.minimum(np.arange(first, last) + 1, end) - np.maximum(
+            np.arange(first, last), start
+        )
+        wins = covered > best[first:last]
+        image[first:last][wins] = colour
+        best[first:last] = np.maximum(best[first:last], covered)
+        start = end
+    return image.reshape(_ROWS, _COLUMNS, 3)
+
+
+def plot_snapshot(snapshot: Snapshot, path: str | os.PathLike[str] | None) -> Any:
+    """The map of a snapshot; see Snapshot.plot."""
+    figure = matplotlib_module("figure").Figure(figsize=(11, 6), layout="constrained")
+    patches = matplotlib_module("patches")
+    totals = snapshot.totals
+    rows = snapshot.by_kernel()
+    colours = colours_of(list(rows))
+    axes = figure.add_subplot()
+    axes.imshow(_cells(snapshot, colours), aspect="auto", interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([0, _ROWS - 1], ["0", text_of_bytes(totals["mapped_bytes"])])
+    axes.set_ylabel("mapped memory, in address order, row by row")
+    axes.set_title(
+        f"{snapshot.device}: {text_of_bytes(totals['in_use_bytes'])} in use of "
+        f"{text_of_bytes(totals['mapped_bytes'])} mapped, limit "
+        f"{text_of_bytes(snapshot.limit_bytes)}"
+    )
+    handles = [
+        patches.Patch(color=colours[kernel], label=f"{kernel}  {text_of_bytes(held)}")
+        for kernel, (_, held, _) in list(rows.items())[: len(COLOURS)]
+    ]
+    if len(rows) > len(COLOURS):
+        handles.append(patches.Patch(color=OTHER, label="other kernels"))
+    handles += [
+        patches.Patch(color=colour, label=f"{state}  {text_of_bytes(size)}")
+        for state, colour in STATE_COLOURS.items()
+        if (size := totals[f"{state}_bytes"]) > 0
+    ]
+    if handles:
+        figure.legend(handles=handles, loc="outside right upper", fontsize="small")
+    if path is not None:
+        figure.savefig(path, dpi=150)
+    return figure

@@ -1,0 +1,251 @@
+#include "pool/events.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <iterator>
+#include <new>
+#include <utility>
+
+namespace jax_bfc {
+namespace {
+
+std::atomic<Recorder*> current{nullptr};
+
+uint64_t ClockNs() {
+  return static_cast<uint64_t>(
+      std::chrono::duration_cast<std::chrono::nanoseconds>(
+          std::chrono::steady_clock::now().time_since_epoch())
+          .count());
+}
+
+// All of it, or errno.
+int WriteAll(int file, const void* data, size_t bytes, uint64_t offset) {
+  const char* from = static_cast<const char*>(data);
+  while (bytes > 0) {
+    const ssize_t written =
+        pwrite(file, from, bytes, static_cast<off_t>(offset));
+    if (written < 0) {
+      if (errno == EINTR) continue;
+      return errno;
+    }
+    from += written;
+    offset += static_cast<uint64_t>(written);
+    bytes -= static_cast<size_t>(written);
+  }
+  return 0;
+}
+
+bool ReadAll(int file, void* data, size_t bytes, uint64_t offset) {
+  char* to = static_cast<char*>(data);
+  while (bytes > 0) {
+    const ssize_t got = pread(file, to, bytes, static_cast<off_t>(offset));
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) return false;
+    to += got;
+    offset += static_cast<uint64_t>(got);
+    bytes -= static_cast<size_t>(got);
+  }
+  return true;
+}
+
+}  // namespace
+
+std::atomic<bool> Recorder::on_{false};
+
+Recorder& Recorder::Get() {
+  Recorder* recorder = current.load(std::memory_order_acquire);
+  if (recorder != nullptr) [[likely]]
+    return *recorder;
+  auto* fresh = new Recorder;
+  if (current.compare_exchange_strong(recorder, fresh)) return *fresh;
+  delete fresh;
+  return *recorder;
+}
+
+void Recorder::StartAnewInChild() {
+  on_.store(false);
+  current.store(new Recorder);
+}
+
+void Recorder::Start(const Options& options) {
+  const std::lock_guard lock(mutex_);
+  options_ = options;
+  offset_ = 0;
+  start_ns_ = ClockNs();
+  result_ = {};
+  rare_.reset(new EventBlock);
+  on_.store(true, std::memory_order_relaxed);
+}
+
+uint64_t Recorder::NowNs() const { return ClockNs() - start_ns_; }
+
+std::unique_ptr<EventBlock> Recorder::Exchange(
+    std::unique_ptr<EventBlock> full) {
+  if (waiting_blocks_.load(std::memory_order_relaxed) >= kMostWaiting) Write();
+  const std::lock_guard lock(mutex_);
+  const uint32_t count = full == nullptr ? 0 : full->count;
+  try {
+    if (full != nullptr) Keep(std::move(full));
+    return Empty();
+  } catch (const std::bad_alloc&) {
+    result_.dropped += count;
+    return nullptr;
+  }
+}
+
+void Recorder::Keep(std::unique_ptr<EventBlock> block) {
+  if (block->count == 0) return;
+  result_.events += block->count;
+  const bool full = block->full();  // else it is a slot's last
+  full_.push_back(std::move(block));
+  if (options_.file >= 0) {
+    waiting_blocks_.store(full_.size(), std::memory_order_relaxed);
+  } else if (full && full_.size() > options_.kept_blocks) {
+    result_.dropped += full_.front()->count;
+    empty_.push_back(std::move(full_.front()));
+    full_.pop_front();
+  }
+}
+
+std::unique_ptr<EventBlock> Recorder::Empty() {
+  // Not zeroed: that would touch each page once more.
+  if (empty_.empty()) return std::unique_ptr<EventBlock>(new EventBlock);
+  std::unique_ptr<EventBlock> block = std::move(empty_.back());
+  empty_.pop_back();
+  block->count = 0;
+  return block;
+}
+
+void Recorder::Write() {
+  const std::lock_guard file_lock(file_mutex_);
+  std::deque<std::unique_ptr<EventBlock>> full;
+  int error = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    if (options_.file < 0) return;
+    full.swap(full_);
+    waiting_blocks_.store(0, std::memory_order_relaxed);
+    error = result_.error;
+  }
+  std::vector<Blocks::Written> written;
+  uint64_t dropped = 0;
+  for (const auto& block : full) {
+    const size_t bytes = block->count * sizeof(Event);
+    if (error == 0) {
+      error = WriteAll(options_.file, block->events.data(), bytes, offset_);
+    }
+    if (error == 0) {
+      written.push_back({offset_, block->events[0].time_ns, block->count});
+      offset_ += bytes;
+    } else {
+      dropped += block->count;
+    }
+  }
+  const std::lock_guard lock(mutex_);
+  result_.written.insert(result_.written.end(), written.begin(), written.end());
+  result_.dropped += dropped;
+  result_.error = error;
+  for (auto& block : full) empty_.push_back(std::move(block));
+}
+
+void Recorder::Note(Event event) {
+  const std::lock_guard lock(mutex_);
+  if (rare_ == nullptr) return;  // it has just been stopped
+  event.time_ns = NowNs();
+  if (rare_->full()) {
+    Keep(std::move(rare_));
+    rare_ = Empty();
+  }
+  rare_->events[rare_->count++] = event;
+}
+
+Recorder::Blocks Recorder::Stop() {
+  on_.store(false, std::memory_order_relaxed);
+  {
+    const std::lock_guard lock(mutex_);
+    Keep(std::move(rare_));
+  }
+  Write();
+  const std::lock_guard file_lock(file_mutex_);
+  const std::lock_guard lock(mutex_);
+  Blocks result = std::move(result_);
+  result.kept.assign(std::make_move_iterator(full_.begin()),
+                     std::make_move_iterator(full_.end()));
+  full_.clear();
+  empty_.clear();
+  result_ = {};
+  options_ = {};
+  waiting_blocks_.store(0, std::memory_order_relaxed);
+  return result;
+}
+
+bool MergeEvents(const Recorder::Blocks& blocks, int file,
+                 const std::function<void(const Event&)>& visit) {
+  struct Source {
+    uint64_t first_time_ns;
+    const EventBlock* kept;  // or
+    const Recorder::Blocks::Written* written;
+  };
+  std::vector<Source> sources;
+  for (const auto& block : blocks.kept) {
+    sources.push_back({block->events[0].time_ns, block.get(), nullptr});
+  }
+  for (const auto& written : blocks.written) {
+    sources.push_back({written.first_time_ns, nullptr, &written});
+  }
+  std::stable_sort(sources.begin(), sources.end(),
+                   [](const Source& a, const Source& b) {
+                     return a.first_time_ns < b.first_time_ns;
+                   });
+  struct Cursor {
+    const EventBlock* block;
+    std::unique_ptr<EventBlock> owned;
+    uint32_t next = 0;
+    size_t order;
+
+    const Event& event() const { return block->events[next]; }
+  };
+  const auto later = [](const Cursor& a, const Cursor& b) {
+    return std::make_pair(a.event().time_ns, a.order) >
+           std::make_pair(b.event().time_ns, b.order);
+  };
+  std::vector<Cursor> heap;  // the earliest event is at its front
+  for (size_t i = 0; i < sources.size() || !heap.empty();) {
+    while (i < sources.size() &&
+           (heap.empty() ||
+            sources[i].first_time_ns <= heap.front().event().time_ns)) {
+      Cursor cursor{sources[i].kept, nullptr, 0, i};
+      if (const auto* written = sources[i].written) {
+        cursor.owned = std::make_unique<EventBlock>();
+        cursor.owned->count = written->count;
+        if (!ReadAll(file, cursor.owned->events.data(),
+                     written->count * sizeof(Event), written->offset)) {
+          return false;
+        }
+        cursor.block = cursor.owned.get();
+      }
+      heap.push_back(std::move(cursor));
+      std::push_heap(heap.begin(), heap.end(), later);
+      ++i;
+    }
+    std::pop_heap(heap.begin(), heap.end(), later);
+    visit(heap.back().event());
+    if (++heap.back().next == heap.back().block->count) {
+      heap.pop_back();
+    } else {
+      std::push_heap(heap.begin(), heap.end(), later);
+    }
+  }
+  return true;
+}
+
+const char* EventName(EventKind kind) {
+  constexpr const char* kNames[] = {"allocate", "free", "held",  "grow",
+                                    "trim",     "pin",  "unpin", "failure"};
+  return kNames[static_cast<size_t>(kind)];
+}
+
+}  // namespace jax_bfc

@@ -1,0 +1,183 @@
+// Comes first, as Python asks.
+#define PY_SSIZE_T_CLEAN
+
+#include "python/watch.h"
+
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "pool/oom_hook.h"
+#include "pool/registry.h"
+#include "python/gil.h"
+#include "python/pools.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace jax_bfc {
+namespace {
+
+// (index, name of the device) of the pools that exist.
+nb::list Pools() {
+  nb::list pools;
+  for (const Pool* pool : AllPools()) {
+    pools.append(nb::make_tuple(pool->index(), pool->device()));
+  }
+  return pools;
+}
+
+// As ByteState has them.
+constexpr const char* kByteStates[] = {"in_use", "cached", "waiting", "free",
+                                       "unmapped"};
+
+// ---------------------------------------------------------------------------
+// Peaks.
+
+// An open block. In a forked child, whose pools are others, it reads 0.
+struct PeakBlock {
+  Pool* pool;
+  uint32_t index;
+  uint64_t block;
+
+  Pool* Get() const { return FindPool(index) == pool ? pool : nullptr; }
+};
+
+PeakBlock OpenPeak(uint32_t index) {
+  const GilRelease release;
+  Pool& pool = PoolOrThrow(index);
+  return {&pool, index, pool.OpenPeak()};
+}
+
+nb::tuple ReadPeak(const PeakBlock& block) {
+  Peak peak;
+  if (Pool* pool = block.Get()) {
+    const GilRelease release;
+    peak = pool->ReadPeak(block.block);
+  }
+  nb::dict by_kernel;
+  for (const auto& [kernel, bytes] : peak.by_kernel) {
+    by_kernel[KernelName(kernel).c_str()] = bytes;
+  }
+  return nb::make_tuple(peak.bytes, by_kernel);
+}
+
+void ClosePeak(const PeakBlock& block) {
+  if (Pool* pool = block.Get()) {
+    const GilRelease release;
+    pool->ClosePeak(block.block);
+  }
+}
+
+// ---------------------------------------------------------------------------
+// Out of memory.
+
+// A list of callables, kept for the process's life: the hook may run after the
+// module is gone.
+std::atomic<PyObject*> oom_callbacks{nullptr};
+
+// REQUIRES: this thread has the interpreter.
+bool CallEach(PyObject* callbacks, const std::string& text) {
+  const Py_ssize_t count = PyTuple_Size(callbacks);
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject* callback = PyTuple_GetItem(callbacks, i);  // borrowed
+    PyObject* result = PyObject_CallFunction(
+        callback, "s#", text.data(), static_cast<Py_ssize_t>(text.size()));
+    if (result == nullptr) PyErr_WriteUnraisable(callback);
+    Py_XDECREF(result);
+  }
+  return count > 0;
+}
+
+bool CallOomCallbacks(const OomReport& report) {
+  if (Py_IsInitialized() == 0) return false;
+  const std::string text = report.Text();
+  const GilAcquire acquire;
+  PyObject* type = nullptr;
+  PyObject* value = nullptr;
+  PyObject* traceback = nullptr;
+  PyErr_Fetch(&type, &value, &traceback);  // the caller's, put back below
+  bool called = false;
+  // Of this moment, since a callback may add and remove.
+  if (PyObject* callbacks = PySequence_Tuple(oom_callbacks.load())) {
+    try {
+      called = CallEach(callbacks, text);
+    } catch (const abi::__forced_unwind&) {
+      // Python ends the thread in the middle of a callback: see gil.h.
+      for (;;) pause();
+    }
+    Py_DECREF(callbacks);
+  }
+  PyErr_Restore(type, value, traceback);
+  return called;
+}
+
+// None: nobody is called any more, as at the interpreter's end.
+void SetOomCallbacks(nb::object callbacks) {
+  if (callbacks.is_none()) {
+    SetOomHook(nullptr);
+    return;
+  }
+  PyObject* none = nullptr;
+  PyObject* list = callbacks.ptr();
+  if (oom_callbacks.compare_exchange_strong(none, list)) Py_INCREF(list);
+  SetOomHook(CallOomCallbacks);
+}
+
+// ---------------------------------------------------------------------------
+// Snapshots.
+
+// (limit, [(lane, stream or None, [(address, bytes, requested, kernel or None,
+// state, starts a region)])]).
+nb::tuple Snapshot(uint32_t index) {
+  PoolSnapshot snapshot;
+  {
+    const GilRelease release;
+    snapshot = PoolOrThrow(index).Snapshot();
+  }
+  std::map<KernelId, nb::object> names;  // one text for each
+  const auto name = [&](std::optional<KernelId> kernel) -> nb::object {
+    if (!kernel) return nb::none();
+    nb::object& text = names[*kernel];
+    if (!text.is_valid()) text = nb::cast(KernelName(*kernel));
+    return text;
+  };
+  nb::list lanes;
+  for (const SnapshotLane& lane : snapshot.lanes) {
+    nb::list chunks;
+    for (const SnapshotChunk& c : lane.chunks) {
+      chunks.append(nb::make_tuple(
+          c.address, c.bytes, c.requested_bytes, name(c.kernel),
+          kByteStates[static_cast<size_t>(c.state)], c.starts_region));
+    }
+    lanes.append(nb::make_tuple(lane.lane, lane.stream, chunks));
+  }
+  return nb::make_tuple(snapshot.limit_bytes, lanes);
+}
+
+}  // namespace
+
+void BindWatch(nb::module_& m) {
+  m.def("pools", &Pools, nb::sig("def pools() -> list[tuple[int, str]]"));
+  nb::class_<PeakBlock>(m, "PeakBlock", "An open block of jax_bfc.peak().")
+      .def("read", &ReadPeak,
+           nb::sig("def read(self) -> tuple[int, dict[str, int]]"),
+           "The peak so far in bytes, and by kernel.")
+      .def("close", &ClosePeak, "Ends it: it reads 0 from now on.");
+  m.def("open_peak", &OpenPeak, "index"_a);
+  m.def("snapshot", &Snapshot, "index"_a,
+        nb::sig("def snapshot(index: int) -> tuple[int, list[tuple[int, int | "
+                "None, list[tuple[int, int, int, str | None, str, bool]]]]]"));
+  m.def("set_oom_callbacks", &SetOomCallbacks, "callbacks"_a.none(),
+        nb::sig("def set_oom_callbacks(callbacks: list[typing.Any] | None) -> "
+                "None"));
+}
+
+}  // namespace jax_bfc

@@ -1,0 +1,200 @@
+"""jax_bfc.record(): every event of every pool."""
+
+import os
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pools import LIMIT, MIB, fresh_pools, output_of
+
+import jax_bfc
+from jax_bfc import __main__ as command
+from jax_bfc import _recording, _trace
+
+
+@pytest.fixture(autouse=True)
+def pools() -> Iterator[None]:
+    with fresh_pools():
+        yield
+
+
+def kinds(recording: jax_bfc.Recording) -> list[str]:
+    return [recording.KINDS[kind] for kind in recording.events["kind"]]
+
+
+def churn() -> None:
+    with jax_bfc.scratch(5 * MIB), jax_bfc.scratch(1000):
+        pass
+    with pytest.raises(jax_bfc.OutOfMemoryError), jax_bfc.scratch(2 * LIMIT):
+        pass
+    jax_bfc.trim()
+
+
+CHURNED = ["grow", "allocate", "allocate", "free", "free", "trim", "failure"]
+
+
+def test_a_recording_in_memory_has_every_event() -> None:
+    held = jax_bfc.scratch(2000)
+    with held, jax_bfc.record() as r:
+        with pytest.raises(RuntimeError, match="the recording has not ended"):
+            _ = r.events
+        churn()
+    assert kinds(r) == ["grow", "held", *CHURNED]
+    assert r.num_events == len(r.events)
+    assert r.dropped == 0
+    one = r.events[4]
+    assert (one["requested_bytes"], one["chunk_bytes"]) == (1000, 1024)
+    assert r.kernels[one["kernel"]] == ("(python)", "")
+    assert (r.events["time_ns"][1:] >= r.events["time_ns"][:-1]).all()
+
+
+def test_a_recording_on_disk_is_the_same_and_can_be_replayed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.csv"
+    with jax_bfc.scratch(2000), jax_bfc.record(path) as r:
+        churn()
+    assert os.listdir(tmp_path) == ["run.csv"]
+    assert kinds(r) == ["grow", "held", *CHURNED]
+    assert r.num_events == 9
+    read = _recording.read_recording(path)
+    assert (read.events == r.events).all()
+    assert read.kernels == [("(python)", "")]
+    trace = _trace.read_trace(path)
+    assert list(trace.is_allocate) == [1, 1, 1, 0, 0]
+    assert list(trace.bytes) == [2000, 5 * MIB, 1000, 1000, 5 * MIB]
+    assert command.main(["replay", str(path)]) == 0
+    assert re.search(r"run.csv +bfc +5 ", capsys.readouterr().out)
+
+
+def test_memory_keeps_the_newest_and_saves_what_can_be_replayed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jax_bfc._record._KEPT_EVENTS", 2048)
+    with jax_bfc.record() as r, jax_bfc.scratch(300):
+        for _ in range(5000):
+            with jax_bfc.scratch(1000):
+                pass
+    assert r.num_events == 10_003
+    assert len(r.events) + r.dropped == r.num_events
+    assert 2048 <= len(r.events) <= 4096
+    r.save(tmp_path / "a.csv")
+    trace = _trace.read_trace(tmp_path / "a.csv")  # frees follow allocations
+    assert len(r.events) - 3 <= len(trace) <= len(r.events)
+
+
+def test_threads_lose_nothing(tmp_path: Path) -> None:
+    def work(seed: int) -> None:
+        for i in range(2000):
+            with jax_bfc.scratch((seed * 7919 + i * 104729) % (64 << 10)):
+                pass
+
+    with jax_bfc.record(tmp_path / "a.csv") as r:
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    counts = Counter(kinds(r))
+    assert counts["allocate"] == counts["free"] == 8000
+    assert len(_trace.read_trace(tmp_path / "a.csv")) == 16_000
+
+
+def test_there_is_one_recording_at_a_time(tmp_path: Path) -> None:
+    with jax_bfc.record() as r:
+        with pytest.raises(RuntimeError, match="a recording runs already"):
+            jax_bfc.record().__enter__()
+        with pytest.raises(RuntimeError, match="a recording runs already"):
+            jax_bfc.record(tmp_path / "b.csv").__enter__()
+    assert kinds(r) == []
+    with jax_bfc.record() as r, jax_bfc.scratch(1):
+        pass
+    assert kinds(r) == ["grow", "allocate", "free"]
+
+
+def test_a_path_that_cannot_be_written_is_known_at_once(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        jax_bfc.record(tmp_path / "none" / "a.csv").__enter__()
+    with jax_bfc.record():  # nothing was started
+        pass
+
+
+def test_a_full_disk_is_an_error_of_the_block() -> None:
+    if not os.access("/dev/full", os.W_OK) or not os.access("/dev/shm", os.W_OK):
+        pytest.skip("needs /dev/full and /dev/shm")
+    from jax_bfc import _core
+
+    with open("/dev/full", "wb") as full:
+        assert _core.start_recording(full.fileno(), 1) is None
+        with jax_bfc.scratch(100):
+            pass
+        result = _core.stop_recording(full.fileno())
+    assert result is not None
+    events, dropped, error, _ = result
+    assert (events, dropped) == (3, 3)
+    assert os.strerror(error) == "No space left on device"
+
+
+def test_a_forked_child_records_nothing(tmp_path: Path) -> None:
+    code = f"""
+        import os
+        import jax_bfc
+        from jax_bfc import _core
+        with jax_bfc.record({str(tmp_path / "a.csv")!r}) as r:
+            _core.allocate(0, 100, 256).close()
+            pid = os.fork()
+            if pid == 0:
+                _core.allocate(0, 100, 256).close()
+        if pid == 0:
+            os._exit(0 if r.num_events == 0 else 1)
+        print(os.waitpid(pid, 0)[1], r.num_events)
+    """
+    assert output_of(code) == "0 3"
+
+
+def test_a_block_left_open_at_the_end_is_harmless(tmp_path: Path) -> None:
+    code = f"""
+        import jax_bfc
+        from jax_bfc import _core
+        r = jax_bfc.record({str(tmp_path / "a.csv")!r})
+        r.__enter__()
+        for _ in range(5000):
+            _core.allocate(0, 100, 256).close()
+        print("ok")
+    """
+    assert output_of(code) == "ok"
+
+
+LINE = "0,5,allocate,0x1000,5,0,allocate,7,256,cpu:0,k,"
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("", ":1: is no recording"),
+        ("op,id,bytes,stream\na,1,2,0\n", ":1: is no recording"),
+        (f"{LINE}\n{LINE[2:]}\n", ":3: is no event"),
+        (LINE.replace("allocate,7", "take,7"), ":2: is no event"),
+        (LINE.replace(",5,a", ",-5,a"), ":2: is no event"),
+        (LINE.replace("0x1000", "0x" + "f" * 5000), ":2: is no event"),
+        (LINE.replace("cpu:0", "cpu:128"), ":2: is no event"),
+        (LINE.replace("cpu:0", "tpu:0"), ":2: is no event"),
+        (LINE.replace(",7,", f",{2**64},"), ":2: is no event"),
+        (LINE + "\n" + LINE.replace(",5,a", ",4,a"), ":3: is no event"),
+        (LINE + "x,y,z", ":2: is no event"),
+        ("\0" * 10_000_000, ":2: is no event"),
+        ("é", ":2: is no event"),
+    ],
+)
+def test_a_file_that_is_no_recording_is_refused(
+    tmp_path: Path, text: str, where: str
+) -> None:
+    path = tmp_path / "bad.csv"
+    header = "" if where.startswith(":1:") else _recording.HEADER + "\n"
+    path.write_text(header + text)
+    with pytest.raises(jax_bfc.RecordingError, match=re.escape(f"{path}{where}")) as e:
+        _recording.read_recording(path)
+    assert "\n" not in str(e.value)
