@@ -1,10 +1,13 @@
 """What the pools hold, and giving it back."""
 
 import dataclasses
+import logging
 from typing import Any
 
 from jax_bfc import _core
 from jax_bfc._devices import index_or_all, index_or_default
+
+_log = logging.getLogger("jax_bfc")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,10 +54,9 @@ def memory_stats(device: Any = None) -> dict[str, int]:
         ``largest_free_block_bytes``, ``pool_bytes`` (mapped), ``peak_pool_bytes``.
         And of our own: ``pinned_bytes`` (of what is in use, held by CUDA graphs until
         their executable is gone), ``pinned_for_life_bytes`` (of those, by graphs of
-        handlers without a call site), ``requested_bytes`` (of what is in use), ``cached_bytes``
-        (freed, but in
-        front caches, or waiting until the device is done with it: neither in use
-        nor free), ``free_bytes``,
+        handlers without a call site), ``requested_bytes`` (of what is in use),
+        ``cached_bytes`` (freed, but in front caches, or waiting until the device is
+        done with it: neither in use nor free), ``free_bytes``,
         ``address_bytes`` (addresses reserved), ``total_allocated_bytes``,
         ``num_live``, ``num_cache_hits``, ``num_failures``, ``num_growths``,
         ``num_trims``. Always ``bytes_in_use + cached_bytes + free_bytes ==
@@ -99,7 +101,9 @@ def trim(device: Any = None) -> int:
     Returns:
         The bytes given back.
     """
-    return _core.trim(index_or_all(device))
+    given_back = _core.trim(index_or_all(device))
+    _log.info("trim() gave back %d bytes", given_back)
+    return given_back
 
 
 def reset(device: Any = None) -> None:
@@ -114,6 +118,7 @@ def reset(device: Any = None) -> None:
     refusal = _core.reset(index_or_all(device))
     if refusal is not None:
         raise RuntimeError(refusal)
+    _log.info("reset() dropped the pools of %s", device or "all devices")
 
 
 def last_oom_report(device: Any = None) -> str | None:
