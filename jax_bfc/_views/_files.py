@@ -11,7 +11,7 @@ from jax_bfc._views._plot import plot_recording, plot_snapshot
 
 SUFFIXES = (".html", ".json", ".png")
 # Of a recording: what a second reads, and a browser draws.
-_MOST_EVENTS = 1 << 18
+_MOST_EVENTS = 1 << 17
 
 
 class ViewError(ValueError):
@@ -46,7 +46,7 @@ def _views(source: str, output: str) -> dict[str, Callable[[], object]]:
 def view(source: str, output: str) -> None:
     """Writes ``output``, whose suffix says what: a page, JSON for another viewer
     (a recording as a Chrome trace, a snapshot as memory_viz), or an image. Of a
-    recording, the first 262,144 events.
+    recording, the first 131,072 events.
 
     Raises:
         ViewError: the source cannot be read, or the output not be written.
