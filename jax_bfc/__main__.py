@@ -1,4 +1,5 @@
-"""``python -m jax_bfc``: replay allocation traces, and show what is in force.
+"""``python -m jax_bfc``: replay allocation traces, draw snapshots and recordings,
+and show what is in force.
 
 Exit status: 0; 2 and one line on stderr for input that makes no sense.
 """
@@ -58,6 +59,18 @@ def _parser() -> argparse.ArgumentParser:
         "--json", action="store_true", help="a list of objects, bytes as integers"
     )
     replay.set_defaults(run=_replay)
+
+    view = commands.add_parser(
+        "view",
+        help="a snapshot or a recording as a page, a trace, or an image",
+        description="Draws a file of jax_bfc.snapshot().save() or jax_bfc.record(). "
+        "The output's suffix says what: .html, one page that needs nothing else; "
+        ".json, for ui.perfetto.dev (recordings) or PyTorch's memory_viz "
+        "(snapshots); .png, with matplotlib.",
+    )
+    view.add_argument("source", metavar="SNAPSHOT|RECORDING")
+    view.add_argument("-o", dest="output", metavar="FILE", required=True)
+    view.set_defaults(run=_view)
     return parser
 
 
@@ -101,6 +114,15 @@ def _replay(options: argparse.Namespace) -> str:
         for row in rows
     ]
     return _table([header, *table], text_columns=2)
+
+
+def _view(options: argparse.Namespace) -> str:
+    files = importlib.import_module("jax_bfc._views._files")
+    try:
+        files.view(options.source, options.output)
+    except files.ViewError as error:
+        raise _Error(str(error)) from error
+    return f"wrote {options.output}"
 
 
 def _mib(size: int) -> str:

@@ -1,6 +1,7 @@
 """Recordings of what happens in the pools, event by event."""
 
 import contextlib
+import logging
 import os
 import tempfile
 import time
@@ -12,6 +13,7 @@ from jax_bfc._recording import Recording
 
 __all__ = ["record"]
 
+_log = logging.getLogger("jax_bfc")
 _KEPT_EVENTS: Final = 1 << 18
 
 
@@ -60,6 +62,12 @@ class _Record:
             return
         count, dropped, reason, data = result
         self._recording._finish(count, dropped, data, _core.kernel_names())
+        _log.info(
+            "recorded %d events%s; %d of them are not kept",
+            count,
+            f" to {self._recording.path}" if self._csv else "",
+            dropped,
+        )
         if reason != 0:
             raise OSError(reason, os.strerror(reason), os.fspath(self._path or ""))
 

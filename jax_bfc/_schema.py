@@ -1,5 +1,6 @@
 """Checks JSON against a schema, as far as ours use JSON Schema."""
 
+import re
 from typing import Any, Final
 
 __all__ = ["SchemaError", "check"]
@@ -37,6 +38,8 @@ def check(value: Any, schema: dict[str, Any], where: str = "$") -> None:
         types = tuple(t for name in names for t in _TYPES[name])
         if not isinstance(value, types) or isinstance(value, bool):
             raise SchemaError(f"{where} is {_show(value)}; valid: {' or '.join(names)}")
+    if "pattern" in schema and re.search(schema["pattern"], value) is None:
+        raise SchemaError(f"{where} is {_show(value)}; valid: {schema['pattern']}")
     if "minimum" in schema and not value >= schema["minimum"]:  # NaN too
         raise SchemaError(
             f"{where} is {_show(value)}; valid: at least {schema['minimum']}"

@@ -1,10 +1,13 @@
 """What the pools hold, and giving it back."""
 
 import dataclasses
+import logging
 from typing import Any
 
 from jax_bfc import _core
 from jax_bfc._devices import index_or_all, index_or_default
+
+_log = logging.getLogger("jax_bfc")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,7 +101,9 @@ def trim(device: Any = None) -> int:
     Returns:
         The bytes given back.
     """
-    return _core.trim(index_or_all(device))
+    given_back = _core.trim(index_or_all(device))
+    _log.info("trim() gave back %d bytes", given_back)
+    return given_back
 
 
 def reset(device: Any = None) -> None:
@@ -113,6 +118,7 @@ def reset(device: Any = None) -> None:
     refusal = _core.reset(index_or_all(device))
     if refusal is not None:
         raise RuntimeError(refusal)
+    _log.info("reset() dropped the pools of %s", device or "all devices")
 
 
 def last_oom_report(device: Any = None) -> str | None:

@@ -195,6 +195,7 @@ CHUNK = ("lanes", 0, "regions", 0, "chunks", 0)
     [
         (("version",), 2, "$.version is 2; valid: 1"),
         (("device",), None, "$.device is None; valid: string"),
+        (("device",), "tpu:0", "$.device is 'tpu:0'; valid: ^(cpu|cuda):"),
         (("lanes",), {}, "$.lanes is an object; valid: array"),
         (("extra",), 1, "$ has 'extra'; valid: format, version"),
         (("limit_bytes",), True, "$.limit_bytes is True; valid: integer"),

@@ -6,8 +6,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from jax_bfc._recording import Recording
 from jax_bfc._snapshot import Snapshot
 from jax_bfc._summary import text_of_bytes
+from jax_bfc._views._timeline import Timeline
 
 # Kernels beyond these share the last colour. After Paul Tol's bright and muted
 # schemes, which the colour-blind can tell apart.
@@ -91,7 +93,8 @@ def plot_snapshot(snapshot: Snapshot, path: str | os.PathLike[str] | None) -> An
     axes.set_title(
         f"{snapshot.device}: {text_of_bytes(totals['in_use_bytes'])} in use of "
         f"{text_of_bytes(totals['mapped_bytes'])} mapped, limit "
-        f"{text_of_bytes(snapshot.limit_bytes)}"
+        f"{text_of_bytes(snapshot.limit_bytes)}",
+        parse_math=False,
     )
     handles = [
         patches.Patch(color=colours[kernel], label=f"{kernel}  {text_of_bytes(held)}")
@@ -105,7 +108,40 @@ def plot_snapshot(snapshot: Snapshot, path: str | os.PathLike[str] | None) -> An
         if (size := totals[f"{state}_bytes"]) > 0
     ]
     if handles:
-        figure.legend(handles=handles, loc="outside right upper", fontsize="small")
+        labels = [handle.get_label() for handle in handles]
+        legend = figure.legend(
+            handles, labels, loc="outside right upper", fontsize="small"
+        )
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a kernel may have any name
+    if path is not None:
+        figure.savefig(path, dpi=150)
+    return figure
+
+
+def plot_recording(
+    recording: Recording, title: str, path: str | os.PathLike[str] | None
+) -> Any:
+    """Bytes in use and mapped over time, one plot for each device."""
+    figure = matplotlib_module("figure").Figure(figsize=(11, 6), layout="constrained")
+    timeline = Timeline(recording)
+    rows = figure.subplots(len(timeline.devices), squeeze=False, sharex=True)
+    for axes, device in zip(rows[:, 0], timeline.devices, strict=True):
+        points = np.array(timeline.counters[device], dtype=float)
+        seconds, mib = points[:, 0] / 1e9, points[:, 1:] / (1 << 20)
+        axes.fill_between(seconds, mib[:, 1], step="post", color="#d8dde3")
+        axes.fill_between(seconds, mib[:, 0], step="post", color=COLOURS[0])
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel(f"{device}: MiB in use (blue), mapped (grey)")
+        failures = [
+            mark.time_ns / 1e9
+            for mark in timeline.marks
+            if mark.device == device and mark.kind == "failure"
+        ]
+        for moment in failures[:1000]:
+            axes.axvline(moment, color=COLOURS[1], linewidth=0.8)
+    rows[-1, 0].set_xlabel("seconds")
+    figure.suptitle(title, parse_math=False)
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure

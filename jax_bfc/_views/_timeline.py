@@ -1,0 +1,91 @@
+"""A recording, allocation by allocation."""
+
+import dataclasses
+from typing import Any
+
+from jax_bfc._recording import KINDS, NO_KERNEL, Recording, device_name
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Allocation:
+    """From its allocation to its free, or the recording's end."""
+
+    device: str
+    lane: int
+    kernel: str
+    begin_ns: int
+    end_ns: int
+    address: int
+    requested_bytes: int
+    chunk_bytes: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mark:
+    """What is neither an allocation nor a free; bytes mapped, held or asked for."""
+
+    device: str
+    kind: str
+    kernel: str
+    time_ns: int
+    bytes: int
+
+
+class Timeline:
+    """What the views draw.
+
+    Attributes:
+        devices: that have events.
+        end_ns: of the last event.
+        allocations: in the order of their beginnings. What was freed without an
+            allocation that is known is left out.
+        marks: in order of time.
+        counters: by device, (time_ns, bytes in use, bytes mapped) after each event
+            that changes them. Where the beginning of the recording was dropped,
+            what was in use and mapped then is not known and not in them.
+    """
+
+    def __init__(self, recording: Recording) -> None:
+        rows = recording.events.tolist()
+        names = [f"{k}:{label}" if label else k for k, label in recording.kernels]
+        self.end_ns: int = rows[-1][0] if rows else 0
+        self.allocations: list[Allocation] = []
+        self.marks: list[Mark] = []
+        self.counters: dict[str, list[tuple[int, int, int]]] = {}
+        live: dict[int, Any] = {}
+        ended = []
+        for row in rows:
+            time_ns, _, name, requested, size, kernel, kind_index, pool = row[:8]
+            kind = KINDS[kind_index]
+            device = device_name(pool)
+            track = self.counters.setdefault(device, [(0, 0, 0)])
+            _, in_use, mapped = track[-1]
+            if kind in ("allocate", "held"):
+                live[name] = row
+                in_use += size
+            elif kind == "free":
+                if (begin := live.pop(name, None)) is None:
+                    continue
+                ended.append((begin, time_ns))
+                in_use -= size
+            else:
+                title = "" if kernel == NO_KERNEL else names[kernel]
+                self.marks.append(Mark(device, kind, title, time_ns, size or requested))
+                mapped += {"grow": size, "trim": -size}.get(kind, 0)
+            track.append((time_ns, in_use, max(mapped, in_use)))
+        ended += [(row, self.end_ns) for row in live.values()]
+        ended.sort(key=lambda pair: pair[0][0])
+        for row, end_ns in ended:
+            self.allocations.append(
+                Allocation(
+                    device=device_name(row[7]),
+                    lane=row[8],
+                    kernel="?" if row[5] == NO_KERNEL else names[row[5]],
+                    begin_ns=row[0],
+                    end_ns=end_ns,
+                    address=row[1],
+                    requested_bytes=row[3],
+                    chunk_bytes=row[4],
+                )
+            )
+        self.devices = sorted(self.counters)

@@ -1,0 +1,249 @@
+"""python -m jax_bfc view: pages, traces and images of snapshots and recordings."""
+
+import json
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pools import LIMIT, MIB, fresh_pools
+
+import jax_bfc
+from jax_bfc import __main__ as command
+from jax_bfc import _recording
+
+
+@pytest.fixture(autouse=True)
+def pools() -> Iterator[None]:
+    with fresh_pools():
+        yield
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Path:
+    path = tmp_path / "run.csv"
+    with jax_bfc.record(path), jax_bfc.scratch(3 * MIB):
+        for nbytes in (1000, 5000, MIB):
+            with jax_bfc.scratch(nbytes), jax_bfc.scratch(2 * nbytes):
+                pass
+        with pytest.raises(jax_bfc.OutOfMemoryError), jax_bfc.scratch(2 * LIMIT):
+            pass
+    # A target may have any name.
+    text = path.read_text().replace("(python)", "%3C/script%3E%3Cb%3E$x_1")
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path) -> Path:
+    path = tmp_path / "map.json"
+    with jax_bfc.scratch(3 * MIB), jax_bfc.scratch(1000):
+        jax_bfc.snapshot().save(path)
+    path.write_text(path.read_text().replace("(python)", "</script><b>$x_1"))
+    return path
+
+
+def view(source: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["view", str(source), "-o", str(output)]) == 0
+    assert capsys.readouterr().out == f"wrote {output}\n"
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    start = time.monotonic()
+    assert command.main(["view", *arguments]) == 2
+    assert time.monotonic() - start < 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("jax_bfc: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def data_of(page: str) -> dict[str, Any]:
+    found = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    data: dict[str, Any] = json.loads(found[1])
+    return data
+
+
+def test_a_trace_has_a_slice_for_each_allocation_and_counters(
+    recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = recording.with_suffix(".json")
+    view(recording, output, capsys)
+    events = json.loads(output.read_text())["traceEvents"]
+    phases: dict[str, list[Any]] = {}
+    for event in events:
+        phases.setdefault(event["ph"], []).append(event)
+    assert [e["args"]["name"] for e in phases["M"]] == ["cpu:0"]
+    assert len(phases["b"]) == len(phases["e"]) == 7
+    ends = {event["id"]: event for event in phases["e"]}
+    for begin in phases["b"]:
+        end = ends[begin["id"]]
+        assert end["ts"] >= begin["ts"]
+        for key in ("cat", "name", "pid", "tid"):
+            assert begin[key] == end[key]
+        assert begin["args"]["chunk_bytes"] >= begin["args"]["requested_bytes"]
+    in_use = [event["args"]["in use"] for event in phases["C"]]
+    assert max(in_use) == 6 * MIB
+    assert in_use[-1] == 0
+    names = {event["name"].split()[0] for event in phases["i"]}
+    assert names == {"grow", "trim", "failure"}
+    times = [event["ts"] for event in events if "ts" in event]
+    assert times == sorted(times)
+
+
+def test_a_page_of_a_recording_is_whole_in_itself(
+    recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = recording.with_suffix(".html")
+    view(recording, output, capsys)
+    page = output.read_text()
+    assert "default-src 'none'" in page
+    assert not re.search(r"(src|href)=|https?:|@import|@DATA@|@TITLE@", page)
+    assert page.count("</script>") == 2  # no name ends the data
+    data = data_of(page)
+    assert data["kernels"] == ["</script><b>$x_1"]
+    assert data["rows"][0][0] == len(data["chunks"]) == 7
+    assert max(point[1] for point in data["counters"][0]) == 6 * MIB
+
+
+def test_a_page_of_a_snapshot_has_its_chunks(
+    snapshot: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = snapshot.with_suffix(".html")
+    view(snapshot, output, capsys)
+    data = data_of(output.read_text())
+    assert data["rows"] == [[2, 3 * MIB + 1024, 3 * MIB + 1000]]
+    assert {chunk[7] for chunk in data["chunks"]} == {"in_use", "free"}
+
+
+def test_a_snapshot_becomes_memory_viz(
+    snapshot: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = snapshot.with_name("viz.json")
+    view(snapshot, output, capsys)
+    assert set(json.loads(output.read_text())) == {"segments", "device_traces"}
+
+
+@pytest.mark.parametrize("source", ["recording", "snapshot"])
+def test_images(
+    source: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    path: Path = request.getfixturevalue(source)
+    view(path, path.with_suffix(".png"), capsys)
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_long_recording_is_cut_and_says_so(
+    recording: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("jax_bfc._views._files._MOST_EVENTS", 5)
+    view(recording, recording.with_suffix(".html"), capsys)
+    data = data_of(recording.with_suffix(".html").read_text())
+    assert data["notes"] == ["The first 5 events of the file."]
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (None, "cannot be read: No such file"),
+        (b"", "is no snapshot"),
+        (b"\x00" * (32 << 20), "is no snapshot"),
+        (b"op,id,bytes,stream\na,0,1,0\n", "is no snapshot"),
+        (b'{"format": "jax_bfc snapshot"}', "$ has no 'version'"),
+        (b'{"format": "jax_bfc snapshot", "x": ' + b"[" * 10**6, "is no snapshot"),
+        (_recording.HEADER.encode() + b"\n", "has no events"),
+        (_recording.HEADER.encode() + b"\n" + b"1," * 10**7, ":2: is no event"),
+    ],
+)
+def test_a_bad_file_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, text: str
+) -> None:
+    path = tmp_path / "bad"
+    if content is not None:
+        path.write_bytes(content)
+    output = tmp_path / "out.html"
+    line = refused([str(path), "-o", str(output)], capsys)
+    assert str(path) in line
+    assert text in line
+    assert not output.exists()
+
+
+def test_a_bad_output_is_one_line(
+    recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused([str(recording), "-o", "out.txt"], capsys)
+    assert "valid: .html, .json, .png" in line
+    line = refused([str(recording), "-o", str(tmp_path / "no" / "a.html")], capsys)
+    assert "cannot be written: No such file" in line
+    assert "-o" in refused([str(recording)], capsys)
+    assert "cannot be read: Is a directory" in refused(
+        [str(tmp_path), "-o", "a.html"], capsys
+    )
+
+
+@pytest.mark.parametrize("source", ["recording", "snapshot"])
+def test_the_page_runs_in_a_browser(
+    source: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    browser = next(filter(None, map(shutil.which, names)), None)
+    if browser is None:
+        pytest.skip(f"none of {', '.join(names)} is installed")
+    path: Path = request.getfixturevalue(source)
+    output = path.with_suffix(".html")
+    view(path, output, capsys)
+    # Uses the page as a person would; what it finds goes where the test reads it.
+    use = """<script>
+      const result = {ready: document.body.dataset.ready};
+      const rows = () => document.querySelectorAll("tbody tr").length;
+      result.rows = rows();
+      const search = document.getElementById("search");
+      search.value = "nothing of this name"; search.oninput();
+      result.found = rows();
+      search.value = "X_1"; search.oninput();
+      result.again = rows();
+      const span = () => (view.t1 - view.t0) * (view.a1 - view.a0), before = span();
+      document.getElementById("map").dispatchEvent(
+          new WheelEvent("wheel", {deltaY: -500, clientX: 300, clientY: 300}));
+      result.zoomed = span() < before;
+      document.getElementById("reset").click();
+      result.whole = span() === before;
+      const c = document.getElementById("map");
+      const pixels = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
+      result.drawn = pixels.some((value) => value > 0);
+      document.title = JSON.stringify(result);
+    </script>"""
+    output.write_text(output.read_text() + use)
+    command_line = [browser, "--headless", "--no-sandbox", "--disable-gpu"]
+    command_line += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    done = subprocess.run(
+        [*command_line, output.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    found = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert found is not None, done.stderr
+    result = json.loads(found[1])
+    assert int(result.pop("ready")) > 0
+    assert result == {
+        "rows": 1,
+        "found": 0,
+        "again": 1,
+        "zoomed": True,
+        "whole": True,
+        "drawn": True,
+    }
