@@ -77,6 +77,10 @@ void Recorder::Start(const Options& options) {
   start_ns_ = ClockNs();
   result_ = {};
   rare_.reset(new EventBlock);
+  // Zeroed now, so that no event pays for the first touch of a page.
+  while (options_.file < 0 && empty_.size() < options_.kept_blocks) {
+    empty_.push_back(std::make_unique<EventBlock>());
+  }
   on_.store(true, std::memory_order_relaxed);
 }
 
