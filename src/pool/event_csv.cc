@@ -68,9 +68,9 @@ const std::string& EventCsvWriter::Tail(const Event& event) {
       const auto [kernel, label] = KernelAndLabel(event.kernel);
       tail += Encoded(kernel) + "," + Encoded(label);
     } else {
-      tail += ",";
+      tail += ',';
     }
-    tail += "\n";
+    tail += '\n';
   }
   return tail;
 }

@@ -76,7 +76,7 @@ void Recorder::Start(const Options& options) {
   offset_ = 0;
   start_ns_ = ClockNs();
   result_ = {};
-  rare_.reset(new EventBlock);
+  rare_ = std::make_unique_for_overwrite<EventBlock>();
   // Zeroed now, so that no event pays for the first touch of a page.
   while (options_.file < 0 && empty_.size() < options_.kept_blocks) {
     empty_.push_back(std::make_unique<EventBlock>());
@@ -116,7 +116,7 @@ void Recorder::Keep(std::unique_ptr<EventBlock> block) {
 
 std::unique_ptr<EventBlock> Recorder::Empty() {
   // Not zeroed: that would touch each page once more.
-  if (empty_.empty()) return std::unique_ptr<EventBlock>(new EventBlock);
+  if (empty_.empty()) return std::make_unique_for_overwrite<EventBlock>();
   std::unique_ptr<EventBlock> block = std::move(empty_.back());
   empty_.pop_back();
   block->count = 0;
@@ -194,6 +194,7 @@ bool MergeEvents(const Recorder::Blocks& blocks, int file,
     const Recorder::Blocks::Written* written;
   };
   std::vector<Source> sources;
+  sources.reserve(blocks.kept.size() + blocks.written.size());
   for (const auto& block : blocks.kept) {
     sources.push_back({block->events[0].time_ns, block.get(), nullptr});
   }

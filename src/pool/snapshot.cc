@@ -13,6 +13,7 @@ PoolSnapshot Pool::Snapshot() {
   PoolSnapshot snapshot;
   const LockedSlots locked = LockSlots();
   std::vector<std::unique_lock<std::mutex>> lane_locks;
+  lane_locks.reserve(lanes_.size());
   for (Lane& lane : lanes_) lane_locks.emplace_back(lane.mutex);
 
   std::unordered_map<uintptr_t, const Entry*> owners;
