@@ -1,4 +1,4 @@
-"""``python -m jax_bfc``: replay allocation traces, draw snapshots and recordings,
+"""``python -m jax_bfc``: replay and plan traces, draw snapshots and recordings,
 and show what is in force.
 
 Exit status: 0; 2 and one line on stderr for input that makes no sense.
@@ -7,19 +7,22 @@ Exit status: 0; 2 and one line on stderr for input that makes no sense.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
 import json
 import os
 import platform
+import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NoReturn
 
-from jax_bfc import _trace
+from jax_bfc import _core, _trace
 
-_POLICIES: Final = ("bfc",)
+_POLICIES: Final = _core.policies()
 
 
 class _Error(Exception):
@@ -31,6 +34,12 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise _Error(f"{message}; see {self.prog} --help")
+
+
+_TRACES: Final = (
+    "which are CSV with the columns op,id,bytes,stream or RMM's log, gzip if the name "
+    "ends in .gz."
+)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,8 +54,11 @@ def _parser() -> argparse.ArgumentParser:
     replay = commands.add_parser(
         "replay",
         help="how well a policy places the allocations of a trace",
-        description="Replays traces on simulated memory: CSV with the columns "
-        "op,id,bytes,stream or RMM's log, gzip if the name ends in .gz.",
+        description=f"Replays traces on simulated memory, {_TRACES} bfc is the "
+        "arena; the others are references, whose ns/event say nothing of the "
+        "allocators that they are named after. internal: chunk bytes minus requested "
+        "bytes; external: 1 - largest free / total free; both when the live bytes "
+        "first peaked. mapped: by growth in steps.",
     )
     replay.add_argument("traces", nargs="+", metavar="TRACE")
     replay.add_argument(
@@ -59,6 +71,19 @@ def _parser() -> argparse.ArgumentParser:
         "--json", action="store_true", help="a list of objects, bytes as integers"
     )
     replay.set_defaults(run=_replay)
+
+    plan = commands.add_parser(
+        "plan",
+        help="the smallest pool that would have served a trace",
+        description=f"The smallest pool that would have served a trace, {_TRACES} "
+        "The limit is one that the arena was tried with, all in one order of "
+        "execution; what front caches and CUDA graphs hold comes on top.",
+    )
+    plan.add_argument("trace", metavar="TRACE")
+    plan.add_argument(
+        "--json", action="store_true", help="an object, bytes as integers"
+    )
+    plan.set_defaults(run=_plan)
 
     view = commands.add_parser(
         "view",
@@ -74,10 +99,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _replay_one(trace: _trace.Trace, policy: str) -> dict[str, Any]:
-    core = importlib.import_module("jax_bfc._core")
+@contextlib.contextmanager
+def _progress(text: str) -> Iterator[None]:
+    """Shows what takes its time, if somebody looks on."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    line = "".join(c if c.isprintable() else "?" for c in text)
+    print(f"\r{line}...", end="", file=sys.stderr, flush=True)
     try:
-        result = core.replay(trace.is_allocate, trace.ids, trace.bytes)
+        yield
+    finally:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _read(path: str) -> _trace.Trace:
+    with _progress(f"reading {os.path.basename(path)}"):
+        return _trace.read_trace(path)
+
+
+def _replay_one(trace: _trace.Trace, policy: str) -> dict[str, Any]:
+    try:
+        with _progress(f"replaying {os.path.basename(trace.path)}: {policy}"):
+            result = _core.replay(trace.is_allocate, trace.ids, trace.bytes, policy)
     except ValueError as error:
         raise _Error(f"{trace.path}: {error}") from error
     return {"trace": trace.path, "policy": policy, **result}
@@ -86,7 +130,7 @@ def _replay_one(trace: _trace.Trace, policy: str) -> dict[str, Any]:
 def _replay(options: argparse.Namespace) -> str:
     policies = dict.fromkeys(options.policy or _POLICIES)
     # All are read before the first is replayed: a bad one is known at once.
-    traces = [_trace.read_trace(path) for path in options.traces]
+    traces = [_read(path) for path in options.traces]
     rows = [_replay_one(trace, policy) for trace in traces for policy in policies]
     if options.json:
         return json.dumps(rows, indent=2)
@@ -98,6 +142,8 @@ def _replay(options: argparse.Namespace) -> str:
         "high water",
         "ratio",
         "mapped",
+        "internal",
+        "external",
         "ns/event",
     )
     table = [
@@ -108,12 +154,56 @@ def _replay(options: argparse.Namespace) -> str:
             _mib(row["peak_live_bytes"]),
             _mib(row["high_water_bytes"]),
             f"{row['ratio']:.4f}",
-            _mib(row["mapped_bytes"]) if "mapped_bytes" in row else "-",
+            _mib(row["mapped_bytes"]),
+            _mib(row["internal_fragmentation_bytes"]),
+            f"{row['external_fragmentation']:.3f}",
             f"{row['ns_per_event']:.1f}",
         )
         for row in rows
     ]
     return _table([header, *table], text_columns=2)
+
+
+def _plan(options: argparse.Namespace) -> str:
+    trace = _read(options.trace)
+    start = time.perf_counter()
+    try:
+        with _progress(f"planning {os.path.basename(trace.path)}"):
+            plan = _core.plan(trace.is_allocate, trace.ids, trace.bytes)
+    except ValueError as error:
+        raise _Error(f"{trace.path}: {error}") from error
+    del plan["offsets"]
+    seconds = time.perf_counter() - start
+    peak = plan["peak_live_bytes"]
+
+    def ratio(size: int) -> float:
+        return size / peak if peak else 0.0
+
+    line = f"jax_bfc.configure(limit_bytes={plan['limit_bytes']})"
+    if options.json:
+        row = {
+            "trace": trace.path,
+            "events": len(trace),
+            **plan,
+            "planned_ratio": ratio(plan["planned_bytes"]),
+            "ratio": ratio(plan["high_water_bytes"]),
+            "seconds": seconds,
+            "configure": line,
+        }
+        return json.dumps(row, indent=2)
+    sizes = (
+        ("peak live, which no pool is below", peak),
+        ("placed offline, lifetimes known", plan["planned_bytes"]),
+        ("placed by the arena: high water", plan["high_water_bytes"]),
+        ("limit that the arena serves it in", plan["limit_bytes"]),
+    )
+    rows = [("", "bytes", "", "of peak live")]
+    rows += [(name, f"{n:,}", _mib(n), f"{ratio(n):.4f}") for name, n in sizes]
+    return (
+        f"{os.path.basename(trace.path)}: {len(trace):,} events, "
+        f"{plan['allocations']:,} allocations, planned in {seconds:.1f} s\n\n"
+        f"{_table(rows, text_columns=1)}\n\n{line}"
+    )
 
 
 def _view(options: argparse.Namespace) -> str:
@@ -213,4 +303,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # At once, also from inside the core, which looks for no signals.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(main())

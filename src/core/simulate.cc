@@ -2,11 +2,12 @@
 
 #include <algorithm>
 #include <chrono>
+#include <memory>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 #include "core/arena.h"
+#include "core/policies/policy.h"
 
 namespace jax_bfc {
 namespace {
@@ -42,148 +43,247 @@ constexpr GrowthPolicy StepsOf(size_t bytes) {
 }
 
 // A source and an arena on it, for one replay.
-struct Simulation {
-  explicit Simulation(size_t granularity, const GrowthPolicy& growth = {})
-      : source(granularity), arena(&source, kReplayRangeBytes, growth) {}
-
-  SimulatedSource source;
-  Arena arena;
-};
-
-// An event with its id replaced by an index into an array.
-struct Step {
-  bool is_allocate;
-  uint32_t slot;
-  uint64_t bytes;
-};
-
-struct Steps {
-  std::vector<Step> steps;
-  size_t slots = 0;
-};
-
-[[noreturn]] void Refuse(size_t event, const std::string& why) {
-  throw std::invalid_argument("replay: event " + std::to_string(event) + " " +
-                              why);
-}
-
-// The trace, checked, with dense slots for its ids.
-Steps Prepare(std::span<const TraceEvent> trace) {
-  std::vector<uint32_t> ids;
-  for (const TraceEvent& event : trace) {
-    if (event.is_allocate) ids.push_back(event.id);
-  }
-  std::sort(ids.begin(), ids.end());
-  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
-
-  Steps result;
-  result.slots = ids.size();
-  result.steps.reserve(trace.size());
-  std::vector<bool> live(ids.size());
-  for (size_t i = 0; i < trace.size(); ++i) {
-    const TraceEvent& event = trace[i];
-    const auto found = std::lower_bound(ids.begin(), ids.end(), event.id);
-    const size_t slot = found - ids.begin();
-    const bool known = found != ids.end() && *found == event.id;
-    if (event.is_allocate == (known && live[slot])) {
-      Refuse(i, (event.is_allocate ? "allocates id " : "frees id ") +
-                    std::to_string(event.id) +
-                    (event.is_allocate ? ", which is live"
-                                       : ", which is not live"));
-    }
-    if (event.is_allocate && event.bytes > kReplayRangeBytes) {
-      Refuse(i, "allocates " + std::to_string(event.bytes) +
-                    " bytes; at most " + std::to_string(kReplayRangeBytes));
-    }
-    live[slot] = event.is_allocate;
-    result.steps.push_back(
-        {event.is_allocate, static_cast<uint32_t>(slot), event.bytes});
-  }
-  return result;
-}
-
-// Replays all steps, calling `after` with the chunk of each allocation.
-template <typename After>
-void ReplayOn(Arena& arena, const Steps& trace, After after) {
-  std::vector<ChunkId> chunks(trace.slots, kNoChunk);
-  for (size_t i = 0; i < trace.steps.size(); ++i) {
-    const Step& step = trace.steps[i];
-    if (!step.is_allocate) {
-      arena.Free(chunks[step.slot]);
-      continue;
-    }
-    const ChunkId id = arena.Allocate(step.bytes);
-    if (id == kNoChunk) {
-      Refuse(i, "does not fit in " + std::to_string(kReplayRangeBytes) +
-                    " bytes with all that is live");
-    }
-    chunks[step.slot] = id;
-    after(arena.chunk(id));
-  }
-}
-
-// How high the chunks in use reach, at most.
-class HighWater {
+class Simulation {
  public:
-  void operator()(const Chunk& chunk) {
-    bytes_ = std::max(bytes_, chunk.end() - SimulatedSource::kBase);
+  using Handle = ChunkId;
+
+  Simulation(size_t granularity, const GrowthPolicy& growth,
+             size_t limit_bytes = kReplayRangeBytes)
+      : source_(granularity), arena_(&source_, limit_bytes, growth) {}
+
+  bool Allocate(uint64_t bytes, Handle* handle) {
+    *handle = arena_.Allocate(bytes);
+    return *handle != kNoChunk;
   }
-  uint64_t bytes() const { return bytes_; }
+  void Free(Handle handle) { arena_.Free(handle); }
+  uint64_t EndOf(Handle handle) const {
+    return arena_.chunk(handle).end() - SimulatedSource::kBase;
+  }
+  uint64_t BytesOf(Handle handle) const { return arena_.chunk(handle).bytes; }
+  FreeSpace free_space() const {
+    const ArenaStats stats = arena_.stats();
+    return {stats.free_bytes, stats.largest_free_bytes};
+  }
+  uint64_t peak_mapped_bytes() const {
+    return arena_.stats().peak_mapped_bytes;
+  }
 
  private:
-  uint64_t bytes_ = 0;
+  SimulatedSource source_;
+  Arena arena_;
 };
 
-double NanosecondsPerEvent(const Steps& trace) {
+// A reference policy in the same terms.
+class Reference {
+ public:
+  using Handle = Piece;
+
+  Reference(const PolicyEntry& entry, bool whole_range_free)
+      : policy_(entry.make(whole_range_free)) {}
+
+  bool Allocate(uint64_t bytes, Handle* handle) {
+    const std::optional<Piece> piece = policy_->Allocate(bytes);
+    if (piece) *handle = *piece;
+    return piece.has_value();
+  }
+  void Free(Handle handle) { policy_->Free(handle); }
+  uint64_t EndOf(Handle) const { return policy_->high_water_bytes(); }
+  uint64_t BytesOf(Handle handle) const { return handle.bytes; }
+  FreeSpace free_space() const { return policy_->free_space(); }
+
+ private:
+  std::unique_ptr<Policy> policy_;
+};
+
+// Replays the steps, calling `after` with the number of each; the first that
+// does not fit, or the number of them all.
+template <typename Allocator, typename After>
+size_t Run(Allocator& allocator, const PreparedTrace& trace, After after) {
+  std::vector<typename Allocator::Handle> handles(trace.slots);
+  for (size_t i = 0; i < trace.steps.size(); ++i) {
+    const PreparedTrace::Step& step = trace.steps[i];
+    auto& handle = handles[step.slot];
+    if (!step.is_allocate) {
+      allocator.Free(handle);
+    } else if (!allocator.Allocate(step.bytes, &handle)) {
+      return i;
+    }
+    after(i, handle);
+  }
+  return trace.steps.size();
+}
+
+template <typename Allocator, typename After>
+void RunAll(Allocator& allocator, const PreparedTrace& trace, After after) {
+  const size_t done = Run(allocator, trace, after);
+  if (done < trace.steps.size()) RefuseExhausted(done, kReplayRangeBytes);
+}
+
+constexpr auto kNothing = [](size_t, const auto&) {};
+
+// What growth by the default policy maps for a line that gets longer.
+class SteppedGrowth {
+ public:
+  void Reach(uint64_t end) {
+    if (end <= mapped_bytes_) return;
+    step_ = NextStep({}, step_);
+    mapped_bytes_ +=
+        std::max(RoundUp(end - mapped_bytes_, kMaxAlignment), step_);
+  }
+  uint64_t mapped_bytes() const { return mapped_bytes_; }
+
+ private:
+  size_t step_ = 0;
+  uint64_t mapped_bytes_ = 0;
+};
+
+// The figures of one replay that are those of its allocator alone.
+template <typename Allocator>
+void Measure(Allocator& allocator, const PreparedTrace& trace,
+             ReplayResult* result) {
+  uint64_t requested = 0, in_use = 0;
+  SteppedGrowth growth;
+  // A handle keeps no sizes of what is free again.
+  std::vector<std::pair<uint64_t, uint64_t>> sizes(trace.slots);
+  RunAll(allocator, trace, [&](size_t i, const auto& handle) {
+    const PreparedTrace::Step& step = trace.steps[i];
+    auto& [step_requested, step_in_use] = sizes[step.slot];
+    if (!step.is_allocate) {
+      requested -= step_requested;
+      in_use -= step_in_use;
+      return;
+    }
+    step_requested = step.bytes;
+    step_in_use = allocator.BytesOf(handle);
+    requested += step_requested;
+    in_use += step_in_use;
+    result->high_water_bytes =
+        std::max(result->high_water_bytes, allocator.EndOf(handle));
+    growth.Reach(result->high_water_bytes);
+    if (i == trace.peak_step && requested > 0) {
+      result->internal_fragmentation_bytes = in_use - requested;
+      result->external_fragmentation = allocator.free_space().fragmentation();
+    }
+  });
+  result->mapped_bytes = growth.mapped_bytes();
+}
+
+template <typename Allocator>
+uint64_t HighWater(Allocator& allocator, const PreparedTrace& trace) {
+  uint64_t high_water = 0;
+  RunAll(allocator, trace, [&](size_t i, const auto& handle) {
+    if (!trace.steps[i].is_allocate) return;
+    high_water = std::max(high_water, allocator.EndOf(handle));
+  });
+  return high_water;
+}
+
+template <typename Make>
+double NanosecondsPerEvent(const PreparedTrace& trace, int repetitions,
+                           Make make) {
   if (trace.steps.empty()) return 0;
   using Clock = std::chrono::steady_clock;
-  Simulation premapped(kReplayRangeBytes, StepsOf(kReplayRangeBytes));
-  const Clock::time_point start = Clock::now();
-  ReplayOn(premapped.arena, trace, [](const Chunk&) {});
-  const std::chrono::duration<double, std::nano> elapsed = Clock::now() - start;
-  return elapsed.count() / static_cast<double>(trace.steps.size());
+  std::vector<double> times(repetitions);
+  for (double& time : times) {
+    const std::unique_ptr allocator = make();
+    const Clock::time_point start = Clock::now();
+    RunAll(*allocator, trace, kNothing);
+    const std::chrono::duration<double, std::nano> elapsed =
+        Clock::now() - start;
+    time = elapsed.count() / static_cast<double>(trace.steps.size());
+  }
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2];
+}
+
+void ReplayArena(const PreparedTrace& trace, int repetitions,
+                 ReplayResult* result) {
+  const GrowthPolicy whole = StepsOf(kReplayRangeBytes);
+  const auto premapped = [&] {
+    return std::make_unique<Simulation>(kReplayRangeBytes, whole);
+  };
+  Simulation exact(kQuantum, StepsOf(kQuantum));
+  Measure(exact, trace, result);
+  result->premapped_high_water_bytes = HighWater(*premapped(), trace);
+  Simulation growing(kMaxAlignment, GrowthPolicy{});
+  RunAll(growing, trace, kNothing);
+  result->mapped_bytes = growing.peak_mapped_bytes();
+  result->ns_per_event = NanosecondsPerEvent(trace, repetitions, premapped);
+}
+
+void ReplayReference(const PolicyEntry& entry, const PreparedTrace& trace,
+                     int repetitions, ReplayResult* result) {
+  Reference exact(entry, false), whole(entry, true);
+  Measure(exact, trace, result);
+  result->premapped_high_water_bytes = HighWater(whole, trace);
+  result->ns_per_event = NanosecondsPerEvent(trace, repetitions, [&] {
+    return std::make_unique<Reference>(entry, true);
+  });
 }
 
 }  // namespace
 
-ReplayResult Replay(std::span<const TraceEvent> trace, int repetitions) {
+std::vector<std::string_view> PolicyNames() {
+  std::vector<std::string_view> names = {kArenaPolicy};
+  for (const PolicyEntry& entry : kPolicies) names.push_back(entry.name);
+  return names;
+}
+
+ReplayResult Replay(std::span<const TraceEvent> trace, std::string_view policy,
+                    int repetitions) {
   if (repetitions <= 0) {
     throw std::invalid_argument("replay: repetitions must be positive");
   }
-  const Steps steps = Prepare(trace);
+  const PolicyEntry* const entry =
+      std::find_if(std::begin(kPolicies), std::end(kPolicies),
+                   [&](const PolicyEntry& e) { return e.name == policy; });
+  if (policy != kArenaPolicy && entry == std::end(kPolicies)) {
+    throw std::invalid_argument("replay: no policy is called '" +
+                                std::string(policy) + "'");
+  }
+  const PreparedTrace prepared = Prepare(trace);
   ReplayResult result;
   result.events = trace.size();
-  HighWater exact_reach, premapped_reach;
-
-  Simulation exact(kQuantum, StepsOf(kQuantum));
-  ReplayOn(exact.arena, steps, [&](const Chunk& chunk) {
-    exact_reach(chunk);
-    const ArenaStats stats = exact.arena.stats();
-    if (stats.requested_bytes <= result.peak_live_bytes) return;
-    result.peak_live_bytes = stats.requested_bytes;
-    result.internal_fragmentation_bytes =
-        stats.bytes_in_use - stats.requested_bytes;
-  });
-  result.high_water_bytes = exact_reach.bytes();
+  result.peak_live_bytes = prepared.peak_live_bytes;
+  if (policy == kArenaPolicy) {
+    ReplayArena(prepared, repetitions, &result);
+  } else {
+    ReplayReference(*entry, prepared, repetitions, &result);
+  }
   if (result.peak_live_bytes > 0) {
     result.ratio = static_cast<double>(result.high_water_bytes) /
                    static_cast<double>(result.peak_live_bytes);
   }
-
-  Simulation premapped(kReplayRangeBytes, StepsOf(kReplayRangeBytes));
-  ReplayOn(premapped.arena, steps,
-           [&](const Chunk& chunk) { premapped_reach(chunk); });
-  result.premapped_high_water_bytes = premapped_reach.bytes();
-
-  Simulation growing(kMaxAlignment);
-  ReplayOn(growing.arena, steps, [](const Chunk&) {});
-  result.mapped_bytes = growing.arena.stats().peak_mapped_bytes;
-
-  std::vector<double> times(repetitions);
-  for (double& time : times) time = NanosecondsPerEvent(steps);
-  std::sort(times.begin(), times.end());
-  result.ns_per_event = times[times.size() / 2];
   return result;
+}
+
+std::vector<uint64_t> ArenaOffsets(const PreparedTrace& trace) {
+  Simulation exact(kQuantum, StepsOf(kQuantum));
+  std::vector<uint64_t> offsets;
+  RunAll(exact, trace, [&](size_t i, ChunkId id) {
+    if (!trace.steps[i].is_allocate) return;
+    offsets.push_back(exact.EndOf(id) - exact.BytesOf(id));
+  });
+  return offsets;
+}
+
+uint64_t SmallestLimit(const PreparedTrace& trace, uint64_t mapped_bytes) {
+  // In multiples of kMaxAlignment. What growth without a limit maps is known to
+  // serve: the same steps fit in it.
+  uint64_t serves = RoundUp(mapped_bytes, kMaxAlignment) / kMaxAlignment;
+  uint64_t low =
+      RoundUp(std::max(trace.peak_live_bytes, uint64_t{1}), kMaxAlignment) /
+      kMaxAlignment;
+  while (low < serves) {
+    const uint64_t middle = low + (serves - low) / 2;
+    Simulation limited(kMaxAlignment, GrowthPolicy{}, middle * kMaxAlignment);
+    if (Run(limited, trace, kNothing) == trace.steps.size()) {
+      serves = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  return serves * kMaxAlignment;
 }
 
 }  // namespace jax_bfc

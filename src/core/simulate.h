@@ -1,5 +1,6 @@
 // Replays a trace of allocations and frees through an Arena whose memory is
-// only simulated, and measures placement and speed.
+// only simulated, or through a reference policy (policies/policy.h), and
+// measures placement and speed.
 //
 // High water is the end of the highest chunk on one range without a bound, so
 // that policies are compared by placement alone. What lies above it is no chunk
@@ -18,16 +19,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string_view>
+#include <vector>
+
+#include "core/trace.h"
 
 namespace jax_bfc {
-
-inline constexpr size_t kReplayRangeBytes = size_t{1} << 46;
-
-struct TraceEvent {
-  bool is_allocate;
-  uint32_t id;
-  uint64_t bytes;  // of an allocation, as requested
-};
 
 struct ReplayResult {
   uint64_t events = 0;
@@ -38,15 +35,37 @@ struct ReplayResult {
   double ratio = 0;           // high water / peak live; 0 without any live
   double ns_per_event = 0;    // median, the whole range free at the start
   uint64_t mapped_bytes = 0;  // at peak, growing by the default policy
-  // Chunk bytes over requested bytes when the live bytes first peaked.
+  // When the live bytes first peaked: chunk bytes minus requested bytes; and of
+  // what was free below the high water so far, 1 - largest / total, 0 when
+  // nothing was free.
   uint64_t internal_fragmentation_bytes = 0;
+  double external_fragmentation = 0;
 };
 
-// Replays the whole trace `repetitions` times for the time, and three times for
-// the figures. O(events * log events).
-// REQUIRES, or throws: repetitions > 0; an id is allocated only while it is not
-// live and freed only while it is; the range is never exhausted.
-ReplayResult Replay(std::span<const TraceEvent> trace, int repetitions = 5);
+inline constexpr std::string_view kArenaPolicy = "bfc";
+// "bfc", which is the arena, and the names of the reference policies.
+std::vector<std::string_view> PolicyNames();
+
+// Replays the whole trace `repetitions` times for the time, and two or three
+// times for the figures. The arena takes O(events * log events). For a reference
+// policy, what growth by steps would map follows from its high water, and the
+// time is that of a plain implementation of its rules: no measure of what it is
+// named after.
+// REQUIRES, or throws: repetitions > 0; `policy` is one of PolicyNames(); an id
+// is allocated only while it is not live and freed only while it is; the range
+// is never exhausted.
+ReplayResult Replay(std::span<const TraceEvent> trace,
+                    std::string_view policy = kArenaPolicy,
+                    int repetitions = 5);
+
+// Where the arena puts each allocation, in their order, as in high_water_bytes.
+std::vector<uint64_t> ArenaOffsets(const PreparedTrace& trace);
+
+// The smallest multiple of kMaxAlignment, found by bisection, that serves the
+// trace as the limit of an arena which grows by the default policy. (That a limit
+// serves does not mean that every larger one does; this one was tried.)
+// REQUIRES: `mapped_bytes` is that of the trace's replay.
+uint64_t SmallestLimit(const PreparedTrace& trace, uint64_t mapped_bytes);
 
 }  // namespace jax_bfc
 

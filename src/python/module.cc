@@ -10,9 +10,11 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
+#include "core/plan.h"
 #include "core/simulate.h"
 #include "ffi/c_table.h"
 #include "ffi/targets.h"
@@ -201,20 +203,31 @@ std::optional<std::tuple<nb::capsule, nb::capsule>> RegisterTarget(
 template <typename T>
 using Column = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-nb::dict ReplayTrace(const Column<uint8_t>& is_allocate,
-                     const Column<uint32_t>& ids,
-                     const Column<uint64_t>& bytes) {
+std::vector<TraceEvent> Events(const Column<uint8_t>& is_allocate,
+                               const Column<uint32_t>& ids,
+                               const Column<uint64_t>& bytes) {
+  std::vector<TraceEvent> events(is_allocate.size());
+  for (size_t i = 0; i < events.size(); ++i) {
+    events[i] = {is_allocate.data()[i] != 0, ids.data()[i], bytes.data()[i]};
+  }
+  return events;
+}
+
+void CheckColumns(const Column<uint8_t>& is_allocate,
+                  const Column<uint32_t>& ids, const Column<uint64_t>& bytes) {
   if (ids.size() != is_allocate.size() || bytes.size() != is_allocate.size()) {
     throw nb::value_error("replay: the columns differ in length");
   }
+}
+
+nb::dict ReplayTrace(const Column<uint8_t>& is_allocate,
+                     const Column<uint32_t>& ids, const Column<uint64_t>& bytes,
+                     const std::string& policy) {
+  CheckColumns(is_allocate, ids, bytes);
   ReplayResult result;
   {
     const GilRelease release;
-    std::vector<TraceEvent> events(is_allocate.size());
-    for (size_t i = 0; i < events.size(); ++i) {
-      events[i] = {is_allocate.data()[i] != 0, ids.data()[i], bytes.data()[i]};
-    }
-    result = Replay(events);
+    result = Replay(Events(is_allocate, ids, bytes), policy);
   }
   nb::dict d;
   d["events"] = result.events;
@@ -224,8 +237,38 @@ nb::dict ReplayTrace(const Column<uint8_t>& is_allocate,
   d["ratio"] = result.ratio;
   d["mapped_bytes"] = result.mapped_bytes;
   d["internal_fragmentation_bytes"] = result.internal_fragmentation_bytes;
+  d["external_fragmentation"] = result.external_fragmentation;
   d["ns_per_event"] = result.ns_per_event;
   return d;
+}
+
+nb::dict Plan(const Column<uint8_t>& is_allocate, const Column<uint32_t>& ids,
+              const Column<uint64_t>& bytes) {
+  CheckColumns(is_allocate, ids, bytes);
+  TracePlan plan;
+  {
+    const GilRelease release;
+    plan = PlanTrace(Events(is_allocate, ids, bytes));
+  }
+  const std::vector<uint64_t>& offsets = plan.packing.offsets;
+  nb::dict d;
+  d["allocations"] = plan.allocations;
+  d["peak_live_bytes"] = plan.peak_live_bytes;
+  d["high_water_bytes"] = plan.high_water_bytes;
+  d["limit_bytes"] = plan.limit_bytes;
+  d["planned_bytes"] = plan.packing.high_water_bytes;
+  d["passes"] = plan.packing.passes;
+  // Of uint64, by allocation.
+  d["offsets"] = nb::bytes(offsets.data(), offsets.size() * sizeof(uint64_t));
+  return d;
+}
+
+nb::tuple Policies() {
+  nb::list names;
+  for (const std::string_view name : PolicyNames()) {
+    names.append(nb::str(name.data(), name.size()));
+  }
+  return nb::tuple(names);
 }
 
 }  // namespace
@@ -257,8 +300,14 @@ NB_MODULE(_core, m) {
   m.def("reset_peaks", &ResetPeaks, "index"_a.none());
   m.def("last_oom_report", &LastOomReport, "index"_a);
   m.def("register_target", &RegisterTarget, "name"_a, "execute"_a);
+  m.def("policies", &Policies, nb::sig("def policies() -> tuple[str, ...]"));
   m.def("replay", &ReplayTrace, "is_allocate"_a, "ids"_a, "bytes"_a,
+        "policy"_a = "bfc",
         nb::sig("def replay(is_allocate: typing.Any, ids: typing.Any, "
+                "bytes: typing.Any, policy: str = 'bfc') "
+                "-> dict[str, typing.Any]"));
+  m.def("plan", &Plan, "is_allocate"_a, "ids"_a, "bytes"_a,
+        nb::sig("def plan(is_allocate: typing.Any, ids: typing.Any, "
                 "bytes: typing.Any) -> dict[str, typing.Any]"));
   BindScratch(m);
   BindWatch(m);

@@ -24,6 +24,7 @@ TEST(ReplayMeasuresPlacement) {
   CHECK_EQ(result.internal_fragmentation_bytes, 2304 - 2100);
   CHECK_EQ(result.mapped_bytes, 2 * kMiB);
   CHECK_EQ(result.ratio, 3328.0 / 2100.0);
+  CHECK_EQ(result.external_fragmentation, 0.0);  // [0, 1024) alone
 }
 
 TEST(WhatWasFreedAtTheTopIsAChunkOfItsOwnSize) {
