@@ -66,7 +66,8 @@ std::vector<TraceEvent> RandomTrace(uint64_t seed, int events, int live_most) {
     // Ids are used again as soon as they are free.
     uint32_t id = 0;
     while (std::find(live.begin(), live.end(), id) != live.end()) ++id;
-    trace.push_back({true, id, random() % (uint64_t{1} << random() % 24)});
+    const int power = random() % 24;
+    trace.push_back({true, id, random() % (uint64_t{1} << power)});
     live.push_back(id);
   }
   return trace;
@@ -122,7 +123,7 @@ TEST(WhereTheArenaIsPerfectNoPassIsMade) {
 TEST(LaterPassesBetterTheFirst) {
   int bettered = 0;
   for (uint64_t seed = 1; seed <= 20; ++seed) {
-    const std::vector<TraceEvent> trace = RandomTrace(seed, 200, 12);
+    const std::vector<TraceEvent> trace = RandomTrace(seed, 1000, 60);
     const std::vector<Lifetime> lifetimes = LifetimesOf(Prepare(trace));
     uint64_t visits = 0;
     for (size_t i = 0; i < lifetimes.size(); ++i) {

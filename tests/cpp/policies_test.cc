@@ -7,9 +7,11 @@
 #include <vector>
 
 #include "check.h"
+#include "core/policies/free_line.h"
 #include "core/policies/policy.h"
 #include "core/policies/xla_bfc.h"
 #include "core/simulate.h"
+#include "core/size_class.h"
 
 namespace jax_bfc {
 namespace {
@@ -212,7 +214,8 @@ std::vector<TraceEvent> RandomTrace(uint64_t seed, int events) {
   std::vector<TraceEvent> trace;
   std::vector<uint32_t> live;
   for (uint32_t id = 0; static_cast<int>(trace.size()) < events; ++id) {
-    trace.push_back({true, id, random() % (uint64_t{1} << random() % 22)});
+    const int power = random() % 22;
+    trace.push_back({true, id, random() % (uint64_t{1} << power)});
     live.push_back(id);
     while (!live.empty() && random() % 100 < 48) {
       std::swap(live[random() % live.size()], live.back());
@@ -221,6 +224,25 @@ std::vector<TraceEvent> RandomTrace(uint64_t seed, int events) {
     }
   }
   return trace;
+}
+
+TEST(XlaBinsThatAlwaysSplitPlaceAsTheArena) {
+  for (const uint64_t seed : testing::Seeds({1, 2, 3})) {
+    const std::vector<TraceEvent> trace = RandomTrace(seed, 3000);
+    const std::vector<uint64_t> expected = ArenaOffsets(Prepare(trace));
+    FreeLine<XlaBins> line(false);
+    std::map<uint32_t, Piece> pieces;
+    size_t allocations = 0;
+    for (const TraceEvent& event : trace) {
+      if (!event.is_allocate) {
+        line.Give(pieces.at(event.id));
+        continue;
+      }
+      const auto always = [](uint64_t, uint64_t) { return true; };
+      pieces[event.id] = line.Take(RoundedBytes(event.bytes), always).value();
+      CHECK_EQ(pieces[event.id].address, expected[allocations++]);
+    }
+  }
 }
 
 TEST(NoPolicyGivesAByteTwice) {
