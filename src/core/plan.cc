@@ -56,7 +56,7 @@ class Packer {
   uint64_t LowestFree(uint32_t i) {
     taken_.clear();
     const auto visit = [&](uint32_t j) {
-      if (offsets_[j] != kNowhere) taken_.push_back({offsets_[j], end_of(j)});
+      if (offsets_[j] != kNowhere) taken_.emplace_back(offsets_[j], end_of(j));
     };
     const uint32_t block = i / kStride;
     for (size_t k = first_live_[block]; k < first_live_[block + 1]; ++k) {
