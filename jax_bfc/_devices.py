@@ -1,5 +1,7 @@
 """From a ``jax.Device`` to the pool that serves it."""
 
+import atexit
+import contextlib
 from typing import Any
 
 import jax
@@ -37,10 +39,11 @@ def index_of(device: Any) -> int:
             f"device={device} is of platform {device.platform!r}; this version "
             "serves: 'cpu', and 'gpu' with CUDA"
         )
-    if device.process_index != jax.process_index():
+    this_process = device.client.process_index()
+    if device.process_index != this_process:
         raise ValueError(
             f"device={device} belongs to process {device.process_index}; valid: "
-            f"the local devices of process {jax.process_index()}"
+            f"the local devices of process {this_process}"
         )
     first = _FIRST_POOL[device.platform]
     count = (_core.MAX_POOLS if first else _core.MAX_HOST_POOLS) - first
@@ -50,9 +53,23 @@ def index_of(device: Any) -> int:
     return first + ordinal
 
 
+_default_at_exit: int | None = None
+
+
+@atexit.register
+def _keep_default() -> None:
+    """JAX drops its backends at exit, after this has run; a daemon thread that goes on
+    would make it start them anew while the interpreter ends, which can abort."""
+    global _default_at_exit
+    with contextlib.suppress(ValueError, RuntimeError):  # none that we serve
+        _default_at_exit = started_default()
+
+
 def index_or_default(device: Any) -> int:
     """The same, where ``None`` is JAX's default device (starts its backend)."""
     if device is None:
+        if _default_at_exit is not None:
+            return _default_at_exit
         config: Any = jax.config  # its options are not in its type
         device = config.jax_default_device or jax.local_devices()[0]
         if isinstance(device, str):  # jax_default_device may name a platform
