@@ -170,15 +170,14 @@ jax_bfc_status OpenStream(jax_bfc_device_kind kind, int32_t ordinal,
   return Guarded([&] {
     jax_bfc_context opened;
     const jax_bfc_status status = Open(kind, ordinal, name, length, &opened);
-    if (status != JAX_BFC_OK || kind == JAX_BFC_HOST) {
-      if (status == JAX_BFC_OK) *context = opened;
-      return status;
+    if (status != JAX_BFC_OK) return status;
+    if (kind == JAX_BFC_CUDA) {  // the host has no streams
+      std::string why;
+      const std::optional<uint32_t> found = CudaStreamOf(
+          *FindPool(opened.pool), static_cast<uint32_t>(ordinal), stream, &why);
+      if (!found) return Fail(JAX_BFC_INTERNAL, "jax_bfc: " + why + ".");
+      opened.stream = *found;
     }
-    std::string why;
-    const std::optional<uint32_t> found = CudaStreamOf(
-        *FindPool(opened.pool), static_cast<uint32_t>(ordinal), stream, &why);
-    if (!found) return Fail(JAX_BFC_INTERNAL, "jax_bfc: " + why + ".");
-    opened.stream = *found;
     *context = opened;
     return JAX_BFC_OK;
   });

@@ -62,7 +62,7 @@ Arena& Pool::ArenaOf(Lane& lane) {
   if (lane.arena == nullptr) {
     lane.arena =
         std::make_unique<Arena>(&source_, config_.limit_bytes, config_.growth);
-    if (config_.preallocate) {
+    if (config_.preallocate && !preallocated_.exchange(true)) {
       // As much as the system gives.
       size_t bytes = config_.limit_bytes;
       while (bytes >= source_.granularity() && !lane.arena->Grow(bytes)) {

@@ -13,8 +13,8 @@
 //
 // Locks: trimming's, a slot's, then its lane's; one slot at a time, but for
 // those who take all of them in the order of their index, after the mutex for
-// new slots. No lock is held in a callback, and none but trimming's while
-// anybody waits for the device.
+// new slots. No lock is held in a callback. While anybody waits for the device
+// no lock is held that an allocation in a known stream takes, but by a reset.
 #ifndef JAX_BFC_POOL_POOL_H_
 #define JAX_BFC_POOL_POOL_H_
 
@@ -217,8 +217,9 @@ class Pool {
 
   // Whether the stream has lost its slot since it was named.
   bool IsStale(const Slot& slot, const Request& request) const {
-    return by_stream_ && slot.stream_generation.load(
-                             std::memory_order_relaxed) != request.stream >> 8;
+    return by_stream_ && slot.stream_generation.load(std::memory_order_relaxed)
+                                 << 8 !=
+                             (request.stream & ~uint32_t{0xFF});
   }
   // The rest of Allocate, with the slot's lock held, which it releases.
   [[gnu::noinline]] bool AllocateFromArena(Slot& slot, uint32_t slot_index,
@@ -239,8 +240,8 @@ class Pool {
   Arena& ArenaOf(Lane& lane);  // under its mutex: made when first used
   // Every front cache of the lane, or of all, into its arena.
   void Flush(const Lane* lane = nullptr);
-  // Waits for the device, then frees what was deferred; whether anything was.
-  bool FreeDeferred(Lane& lane);
+  // Waits for the device, then frees what was deferred.
+  void FreeDeferred(Lane& lane);
   void SetLimits(const PoolConfig& config);
 
   const uint32_t index_;
@@ -266,6 +267,7 @@ class Pool {
   BudgetedSource source_;
   const bool by_stream_;
   std::vector<Lane> lanes_;
+  std::atomic<bool> preallocated_{false};  // by the first lane that was used
 
   // Which stream has which slot: its id and 1, 0 where there is none.
   std::array<std::atomic<uint64_t>, kSlots> stream_ids_{};

@@ -78,6 +78,7 @@ bool Pool::Everything::Reset() {
     if (lane.arena->stats().mapped_bytes != 0) return false;
     lane.arena.reset();
   }
+  pool_->preallocated_ = false;
   pool_->source_.mapped().peak = 0;
   {
     const std::lock_guard lock(pool_->report_mutex_);

@@ -17,24 +17,23 @@ void Pool::Flush(const Lane* only) {
   }
 }
 
-bool Pool::FreeDeferred(Lane& lane) {
+void Pool::FreeDeferred(Lane& lane) {
   std::vector<ChunkId> chunks;
   {
     const std::lock_guard lock(lane.mutex);
     chunks.swap(lane.deferred);
   }
-  if (chunks.empty()) return false;
+  if (chunks.empty()) return;
   const bool idle = source_.WaitIdle();
   const std::lock_guard lock(lane.mutex);
   if (!idle) {
     lane.deferred.insert(lane.deferred.end(), chunks.begin(), chunks.end());
-    return false;
+    return;
   }
   for (const ChunkId chunk : chunks) {
     lane.EndWaiting(chunk);
     lane.arena->Free(chunk);
   }
-  return true;
 }
 
 size_t Pool::Trim() {

@@ -17,7 +17,6 @@ using Result = int;  // CUresult
 inline constexpr Result kSuccess = 0;
 inline constexpr Result kOutOfMemory = 2;
 inline constexpr Result kNotInitialized = 3;
-inline constexpr Result kNotReady = 600;
 
 using Device = int;             // CUdevice
 using Context = void*;          // CUcontext

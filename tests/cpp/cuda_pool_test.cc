@@ -7,89 +7,10 @@
 #include <vector>
 
 #include "check.h"
-#include "fake_cuda.h"
-#include "pool/registry.h"
-#include "pool_fixture.h"
-#include "source/cuda.h"
+#include "fake_gpu.h"
 
 namespace jax_bfc::testing {
 namespace {
-
-// A device of 256 MiB and a pool on it.
-class Gpu {
- public:
-  explicit Gpu(size_t limit_bytes, bool virtual_memory = true,
-               size_t plain_alignment = 2 * kMiB)
-      : fake_({.devices = 1,
-               .total_bytes = 256 * kMiB,
-               .virtual_memory = virtual_memory,
-               .plain_alignment = plain_alignment}) {
-    SetCudaDriverForTest(FakeCuda::driver());
-    std::string why;
-    device_ = CudaDevice::Open(0, &why);
-    if (device_ == nullptr) Fail(__FILE__, __LINE__, why);
-    PoolConfig config;
-    config.limit_bytes = limit_bytes;
-    budget_.set_limit_bytes(limit_bytes);
-    pool_ = new Pool(
-        CudaPoolIndex(0), "cuda:0", config, &budget_, [this] { pool_->Trim(); },
-        [this,
-         virtual_memory](const PoolConfig&) -> std::unique_ptr<MemorySource> {
-          if (virtual_memory) {
-            return std::make_unique<CudaVmmSource>(device_.get());
-          }
-          return std::make_unique<CudaSource>(device_.get());
-        });
-    // Never destroyed, as pools are not.
-    static auto* const all = new std::vector<Pool*>;
-    all->push_back(pool_);
-  }
-  ~Gpu() { SetCudaDriverForTest(nullptr); }
-
-  // Everything given back, and no rule of CUDA broken.
-  void Finish() {
-    fake_.StopFailing();
-    CHECK(Pool::Everything(pool_).Reset());
-    fake_.CheckClean();
-  }
-
-  FakeCuda& fake() { return fake_; }
-  Pool& pool() { return *pool_; }
-
-  uint32_t NameOf(cuda::Stream stream) {
-    return pool_->StreamOf(fake_.StreamId(stream));
-  }
-  // In the order of a stream that was named.
-  std::optional<Allocation> TryGet(uint32_t name, size_t bytes) {
-    std::unique_ptr<OomReport> report;
-    Allocation made;
-    if (!pool_->Allocate({.kernel = TestKernel(),
-                          .bytes = bytes,
-                          .alignment = 1,
-                          .stream = name},
-                         &made, &report)) {
-      return std::nullopt;
-    }
-    return made;
-  }
-  Allocation GetIn(uint32_t name, size_t bytes) {
-    const auto made = TryGet(name, bytes);
-    if (!made) Fail(__FILE__, __LINE__, pool_->LastOomReport());
-    return *made;
-  }
-  // Work on the stream that touches the block.
-  void Use(cuda::Stream stream, const Allocation& a) {
-    const auto address = reinterpret_cast<uintptr_t>(a.ptr);
-    fake_.CheckNoForeignUser(stream, address, a.bytes);
-    fake_.Launch(stream, address, a.bytes);
-  }
-
- private:
-  FakeCuda fake_;
-  std::unique_ptr<CudaDevice> device_;
-  Budget budget_{0};
-  Pool* pool_;
-};
 
 TEST(AStreamGetsItsOwnMemoryBackAtOnce) {
   Gpu gpu(64 * kMiB);
@@ -123,9 +44,25 @@ TEST(StreamsHaveLanesOfTheirOwn) {
   gpu.Finish();
 }
 
+TEST(PreallocationIsOfThePoolNotOfEachStream) {
+  Gpu gpu(64 * kMiB, {.preallocate = true});
+  const uint32_t s = gpu.NameOf(gpu.fake().CreateStream());
+  const uint32_t t = gpu.NameOf(gpu.fake().CreateStream());
+  const auto mapped = [&] { return gpu.pool().Stats().arena.mapped_bytes; };
+  CHECK(Free(gpu.pool(), gpu.GetIn(s, kMiB)));
+  CHECK_EQ(mapped(), 64 * kMiB);
+  CHECK_EQ(gpu.pool().Trim(), 64 * kMiB);
+  CHECK(Free(gpu.pool(), gpu.GetIn(t, kMiB)));
+  CHECK_EQ(mapped(), 2 * kMiB);
+  CHECK(Pool::Everything(&gpu.pool()).Reset());
+  CHECK(Free(gpu.pool(), gpu.GetIn(t, kMiB)));
+  CHECK_EQ(mapped(), 64 * kMiB);
+  gpu.Finish();
+}
+
 TEST(WhatAnotherStreamFreedIsTrimmedOnlyWhenItsWorkIsDone) {
   for (const bool virtual_memory : {true, false}) {
-    Gpu gpu(16 * kMiB, virtual_memory);
+    Gpu gpu(16 * kMiB, {.virtual_memory = virtual_memory});
     const cuda::Stream s = gpu.fake().CreateStream();
     const cuda::Stream t = gpu.fake().CreateStream();
     const Allocation a = gpu.GetIn(gpu.NameOf(s), 12 * kMiB);
@@ -247,7 +184,7 @@ TEST(WhereEveryStreamHoldsMemoryANewOneIsServedWithoutOrder) {
 
 TEST(GrowthUnderACaptureLeavesItWhole) {
   for (const bool virtual_memory : {true, false}) {
-    Gpu gpu(64 * kMiB, virtual_memory);
+    Gpu gpu(64 * kMiB, {.virtual_memory = virtual_memory});
     const cuda::Stream captured = gpu.fake().CreateStream();
     const cuda::Stream other = gpu.fake().CreateStream();
     gpu.fake().BeginCapture(captured);
@@ -273,7 +210,7 @@ TEST(WhatTheCardDoesNotHaveEndsInTheReport) {
 }
 
 TEST(PlainBlocksThatStartAnywhereStillAlign) {
-  Gpu gpu(64 * kMiB, /*virtual_memory=*/false, /*plain_alignment=*/512);
+  Gpu gpu(64 * kMiB, {.virtual_memory = false, .plain_alignment = 512});
   const Allocation a = Get(gpu.pool(), kMiB, 2 * kMiB);
   CHECK_EQ(reinterpret_cast<uintptr_t>(a.ptr) % (2 * kMiB), 0);
   CHECK(Free(gpu.pool(), a));
@@ -300,7 +237,7 @@ void RefuseEachCall(bool virtual_memory) {
   };
   for (const bool once : {true, false}) {
     for (int n = 1;; ++n) {
-      Gpu gpu(16 * kMiB, virtual_memory);
+      Gpu gpu(16 * kMiB, {.virtual_memory = virtual_memory});
       const cuda::Stream s = gpu.fake().CreateStream();
       const cuda::Stream t = gpu.fake().CreateStream();
       if (once) {
@@ -330,7 +267,7 @@ TEST(EachCallOfTheDriverMayBeRefusedWithPlainMemory) { RefuseEachCall(false); }
 
 TEST(RandomTrafficNeverSharesABlockBetweenStreamsOutOfOrder) {
   for (uint64_t seed = 1; seed <= 20; ++seed) {
-    Gpu gpu(24 * kMiB, seed % 2 == 0);
+    Gpu gpu(24 * kMiB, {.virtual_memory = seed % 2 == 0});
     std::mt19937_64 random(seed);
     std::vector<cuda::Stream> streams(6);
     for (cuda::Stream& s : streams) s = gpu.fake().CreateStream();

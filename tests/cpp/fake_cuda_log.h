@@ -33,7 +33,6 @@ inline const char* FakeCudaErrorName(cuda::Result result) {
       {kCudaInvalidDevice, "CUDA_ERROR_INVALID_DEVICE"},
       {kCudaInvalidContext, "CUDA_ERROR_INVALID_CONTEXT"},
       {kCudaInvalidHandle, "CUDA_ERROR_INVALID_HANDLE"},
-      {cuda::kNotReady, "CUDA_ERROR_NOT_READY"},
       {kCudaIllegalAddress, "CUDA_ERROR_ILLEGAL_ADDRESS"},
       {kCudaNotSupported, "CUDA_ERROR_NOT_SUPPORTED"},
       {kCudaCaptureUnsupported, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"},
