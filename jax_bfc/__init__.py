@@ -14,6 +14,7 @@ if importlib.util.find_spec("jax_bfc._core") is None:
         "another folder."
     )
 
+from jax_bfc._annotate import annotate
 from jax_bfc._config import Config, configure, get_config
 from jax_bfc._errors import OutOfMemoryError
 from jax_bfc._ffi import cmake_dir, include_dir, register_ffi_target
@@ -46,6 +47,7 @@ __all__ = [
     "Scratch",
     "Snapshot",
     "__version__",
+    "annotate",
     "cmake_dir",
     "configure",
     "get_config",

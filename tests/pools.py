@@ -3,9 +3,11 @@
 import contextlib
 import gc
 import os
+import pathlib
 import subprocess
 import sys
 import textwrap
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,3 +83,17 @@ def output_of(code: str, *, env: dict[str, str] | None = None) -> str:
     done = run_python(code, env=env)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def profiled_ranges(folder: str | os.PathLike[str]) -> list[tuple[str, int]]:
+    """(name, bytes) of the scratch in the profile that JAX wrote to `folder`."""
+    (path,) = pathlib.Path(folder).glob("**/*.xplane.pb")
+    ranges = []
+    with warnings.catch_warnings():  # of types of jaxlib's own
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+            for line in plane.lines:
+                for event in line.events:
+                    if event.name.startswith("scratch "):
+                        ranges.append((event.name, dict(event.stats)["bytes"]))
+    return ranges

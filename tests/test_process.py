@@ -5,7 +5,6 @@ Every program here runs in a process of its own, with a timeout: a hang fails.
 
 import shutil
 import subprocess
-import sys
 
 import pytest
 from pools import output_of, run_python

@@ -8,6 +8,7 @@
 #include "ffi/call_site.h"
 #include "ffi/contexts.h"
 #include "ffi/failure.h"
+#include "ffi/scratch_hook.h"
 
 namespace jax_bfc {
 namespace {
@@ -111,6 +112,9 @@ jax_bfc_status Allocate(jax_bfc_context* context, size_t bytes,
       return Fail(JAX_BFC_RESOURCE_EXHAUSTED, report->Text());
     }
     *allocation = {made.ptr, made.bytes, made.id};
+    if (const ScratchHook* hook = TheScratchHook()) [[unlikely]] {
+      hook->allocated(context->kernel, bytes, made.id);
+    }
     return JAX_BFC_OK;
   });
 }
@@ -131,6 +135,9 @@ jax_bfc_status Free(void* ptr, uint64_t id) {
       // What a graph holds is freed with its executable.
       if (id == PinnedId(Pool::PoolOf(id))) return JAX_BFC_OK;
       return BadFree(ptr, id);
+    }
+    if (const ScratchHook* hook = TheScratchHook()) [[unlikely]] {
+      hook->freed(id);
     }
     return JAX_BFC_OK;
   });

@@ -51,6 +51,26 @@ class GilAcquire {
   const PyGILState_STATE state_;
 };
 
+// Calls `function`, which calls Python, from a thread of whatever kind. What it
+// raises is its own to deal with; the thread's own exception is kept. Nothing
+// once the interpreter is gone.
+// REQUIRES: as GilAcquire.
+template <typename Function>
+void CallPython(Function&& function) {
+  if (Py_IsInitialized() == 0) return;
+  const GilAcquire acquire;
+  PyObject* type = nullptr;
+  PyObject* value = nullptr;
+  PyObject* traceback = nullptr;
+  PyErr_Fetch(&type, &value, &traceback);
+  try {
+    function();
+  } catch (const abi::__forced_unwind&) {
+    for (;;) pause();  // Python ends the thread in the middle of it
+  }
+  PyErr_Restore(type, value, traceback);
+}
+
 }  // namespace jax_bfc
 
 #endif  // JAX_BFC_PYTHON_GIL_H_

@@ -19,6 +19,7 @@
 #include "ffi/c_table.h"
 #include "ffi/targets.h"
 #include "pool/registry.h"
+#include "python/annotate.h"
 #include "python/gil.h"
 #include "python/pools.h"
 #include "python/recording.h"
@@ -312,6 +313,7 @@ NB_MODULE(_core, m) {
   BindScratch(m);
   BindWatch(m);
   BindRecording(m);
+  BindAnnotate(m);
 }
 
 }  // namespace jax_bfc

@@ -11,6 +11,7 @@
 #include <string>
 #include <utility>
 
+#include "ffi/scratch_hook.h"
 #include "python/gil.h"
 #include "python/pools.h"
 
@@ -27,6 +28,9 @@ struct Lease {
   ~Lease() {
     if (Pool* pool = FindPool(Pool::PoolOf(allocation.id))) {
       pool->Free(allocation.ptr, allocation.id);
+      if (const ScratchHook* hook = TheScratchHook()) {
+        hook->freed(allocation.id);
+      }
     }
   }
 };
@@ -143,6 +147,9 @@ nb::object Allocate(uint32_t index, size_t nbytes, size_t alignment,
                           .alignment = alignment,
                           .stream = order},
                          &allocation, &report);
+    if (const ScratchHook* hook = TheScratchHook(); made && hook != nullptr) {
+      hook->allocated(kPython, nbytes, allocation.id);
+    }
   }
   if (made) {
     return nb::cast(

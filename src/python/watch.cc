@@ -97,25 +97,15 @@ bool CallEach(PyObject* callbacks, const std::string& text) {
 }
 
 bool CallOomCallbacks(const OomReport& report) {
-  if (Py_IsInitialized() == 0) return false;
   const std::string text = report.Text();
-  const GilAcquire acquire;
-  PyObject* type = nullptr;
-  PyObject* value = nullptr;
-  PyObject* traceback = nullptr;
-  PyErr_Fetch(&type, &value, &traceback);  // the caller's, put back below
   bool called = false;
-  // Of this moment, since a callback may add and remove.
-  if (PyObject* callbacks = PySequence_Tuple(oom_callbacks.load())) {
-    try {
+  CallPython([&] {
+    // Of this moment, since a callback may add and remove.
+    if (PyObject* callbacks = PySequence_Tuple(oom_callbacks.load())) {
       called = CallEach(callbacks, text);
-    } catch (const abi::__forced_unwind&) {
-      // Python ends the thread in the middle of a callback: see gil.h.
-      for (;;) pause();
+      Py_DECREF(callbacks);
     }
-    Py_DECREF(callbacks);
-  }
-  PyErr_Restore(type, value, traceback);
+  });
   return called;
 }
 

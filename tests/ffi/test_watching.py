@@ -1,11 +1,13 @@
 """What handlers do is seen: peaks, recordings, callbacks, on XLA's threads."""
 
+import concurrent.futures
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
+from pools import profiled_ranges
 
 import jax_bfc
 
@@ -32,6 +34,25 @@ def test_a_recording_has_kernel_and_label(kernels: Kernels, tmp_path: Path) -> N
     assert len(allocated) == len(freed) == 11
     names = {r.kernels[kernel] for kernel in allocated["kernel"]}
     assert names == {("test.Everything", ""), ("test.Everything", "labelled")}
+
+
+def test_a_profile_has_every_handlers_scratch(kernels: Kernels, tmp_path: Path) -> None:
+    everything = jax.jit(kernels.double("test.Everything"))
+    x = jnp.ones(1000)
+    everything(x).block_until_ready()
+    with (
+        jax.profiler.trace(tmp_path),
+        jax_bfc.annotate(),
+        concurrent.futures.ThreadPoolExecutor(4) as threads,
+    ):
+        for result in threads.map(everything, [x] * 20):
+            result.block_until_ready()
+    ranges = profiled_ranges(tmp_path)
+    assert len(ranges) == 20 * 11
+    assert {name for name, _ in ranges} == {
+        "scratch test.Everything",
+        "scratch test.Everything:labelled",
+    }
 
 
 def test_a_callback_frees_what_a_handler_needs(kernels: Kernels) -> None:
