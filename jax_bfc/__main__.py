@@ -1,5 +1,5 @@
 """``python -m jax_bfc``: replay and plan traces, draw snapshots and recordings,
-and show what is in force.
+show what is in force, and measure it.
 
 Exit status: 0; 2 and one line on stderr for input that makes no sense.
 """
@@ -7,20 +7,18 @@ Exit status: 0; 2 and one line on stderr for input that makes no sense.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import dataclasses
 import importlib
-import importlib.metadata
 import json
 import os
-import platform
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
 from jax_bfc import _core, _trace
+from jax_bfc._progress import progress
+from jax_bfc._summary import align
 
 _POLICIES: Final = _core.policies()
 
@@ -49,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser(
         "info", help="versions, devices, configuration and statistics"
     )
+    info.add_argument("--json", action="store_true", help="an object")
     info.set_defaults(run=_info)
 
     replay = commands.add_parser(
@@ -96,31 +95,36 @@ def _parser() -> argparse.ArgumentParser:
     view.add_argument("source", metavar="SNAPSHOT|RECORDING")
     view.add_argument("-o", dest="output", metavar="FILE", required=True)
     view.set_defaults(run=_view)
+
+    bench = commands.add_parser(
+        "bench",
+        help="the pool of JAX's default device beside malloc or cuMemAlloc",
+        description="How long a pair of allocation and free takes on this machine "
+        "from the pool of JAX's default device, and from malloc or, on CUDA, "
+        "cuMemAlloc, in turns. ratio: how many times longer without the pool.",
+    )
+    bench.add_argument(
+        "--rounds", type=_rounds, default=100, help="2 or more (default: 100)"
+    )
+    bench.add_argument("--json", action="store_true", help="a list of objects")
+    bench.set_defaults(run=_bench)
     return parser
 
 
-@contextlib.contextmanager
-def _progress(text: str) -> Iterator[None]:
-    """Shows what takes its time, if somebody looks on."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    line = "".join(c if c.isprintable() else "?" for c in text)
-    print(f"\r{line}...", end="", file=sys.stderr, flush=True)
-    try:
-        yield
-    finally:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+def _rounds(text: str) -> int:
+    if not (text.isdecimal() and 2 <= int(text[:8]) <= 1_000_000):
+        raise argparse.ArgumentTypeError(f"{text!r}; valid: 2 to 1000000")
+    return int(text)
 
 
 def _read(path: str) -> _trace.Trace:
-    with _progress(f"reading {os.path.basename(path)}"):
+    with progress(f"reading {os.path.basename(path)}"):
         return _trace.read_trace(path)
 
 
 def _replay_one(trace: _trace.Trace, policy: str) -> dict[str, Any]:
     try:
-        with _progress(f"replaying {os.path.basename(trace.path)}: {policy}"):
+        with progress(f"replaying {os.path.basename(trace.path)}: {policy}"):
             result = _core.replay(trace.is_allocate, trace.ids, trace.bytes, policy)
     except ValueError as error:
         raise _Error(f"{trace.path}: {error}") from error
@@ -161,14 +165,14 @@ def _replay(options: argparse.Namespace) -> str:
         )
         for row in rows
     ]
-    return _table([header, *table], text_columns=2)
+    return align([header, *table], text_columns=2)
 
 
 def _plan(options: argparse.Namespace) -> str:
     trace = _read(options.trace)
     start = time.perf_counter()
     try:
-        with _progress(f"planning {os.path.basename(trace.path)}"):
+        with progress(f"planning {os.path.basename(trace.path)}"):
             plan = _core.plan(trace.is_allocate, trace.ids, trace.bytes)
     except ValueError as error:
         raise _Error(f"{trace.path}: {error}") from error
@@ -202,7 +206,7 @@ def _plan(options: argparse.Namespace) -> str:
     return (
         f"{os.path.basename(trace.path)}: {len(trace):,} events, "
         f"{plan['allocations']:,} allocations, planned in {seconds:.1f} s\n\n"
-        f"{_table(rows, text_columns=1)}\n\n{line}"
+        f"{align(rows)}\n\n{line}"
     )
 
 
@@ -219,67 +223,43 @@ def _mib(size: int) -> str:
     return f"{size / (1 << 20):,.1f} MiB"
 
 
-def _table(rows: Sequence[Sequence[str]], *, text_columns: int) -> str:
-    """Aligned columns: the first ones to the left, figures to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if i < text_columns else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _section(title: str, values: dict[str, Any]) -> list[str]:
-    width = max(map(len, values), default=0)
-    return [
-        title,
-        *(f"  {key.ljust(width)}  {_show(value)}" for key, value in values.items()),
-    ]
-
-
-def _show(value: object) -> str:
-    return (
-        f"{value:,}"
-        if isinstance(value, int) and not isinstance(value, bool)
-        else str(value)
-    )
-
-
-def _info(_: argparse.Namespace) -> str:
+def _info(options: argparse.Namespace) -> str:
     # Here, because replay must not wait for a backend.
-    jax = importlib.import_module("jax")
-    jax_bfc = importlib.import_module("jax_bfc")
-
-    versions = {name: _version(name) for name in ("jax_bfc", "jax", "jaxlib", "numpy")}
-    versions["python"] = platform.python_version()
-    versions["system"] = (
-        f"{platform.system()} {platform.release()} {platform.machine()}"
-    )
-    lines = _section("versions", versions)
+    module = importlib.import_module("jax_bfc._info")
     try:
-        devices = jax.local_devices()
+        values = module.info()
     except RuntimeError as error:
         raise _Error(
             f"JAX has no usable backend: {str(error).splitlines()[0]}"
         ) from error
-    for device in devices:
-        config = dataclasses.asdict(jax_bfc.get_config(device))
-        lines += [
-            "",
-            *_section(f"{device.platform}:{device.id} {device.device_kind}", config),
-        ]
-        lines += ["", *_section("  statistics", jax_bfc.memory_stats(device))]
-    return "\n".join(lines)
+    text: str = json.dumps(values, indent=2) if options.json else module.as_text(values)
+    return text
+
+
+def _bench(options: argparse.Namespace) -> str:
+    module = importlib.import_module("jax_bfc._bench")
+    try:
+        rows = module.bench(rounds=options.rounds)
+    except (RuntimeError, ValueError) as error:
+        raise _Error(str(error).removeprefix("jax_bfc: ")) from error
+    if options.json:
+        return json.dumps(rows, indent=2)
+    first = rows[0]
+    header = ("workload", "ns/pair", "p99", f"{first['peer']} ns", "p99", "ratio")
+    table = [
+        (
+            row["workload"],
+            f"{row['pool_ns']:,.1f}",
+            f"{row['pool_p99_ns']:,.1f}",
+            f"{row['peer_ns']:,.1f}",
+            f"{row['peer_p99_ns']:,.1f}",
+            f"{row['ratio']:,.1f}",
+        )
+        for row in rows
+    ]
+    notes = [f"{row['workload']}: {row['what']}" for row in rows]
+    title = f"{first['device']}, {options.rounds} rounds"
+    return "\n".join([title, "", align([header, *table]), "", *notes])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

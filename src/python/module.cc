@@ -20,6 +20,7 @@
 #include "ffi/targets.h"
 #include "pool/registry.h"
 #include "python/annotate.h"
+#include "python/bench.h"
 #include "python/gil.h"
 #include "python/pools.h"
 #include "python/recording.h"
@@ -152,6 +153,20 @@ std::optional<std::string> WhyNoCuda() {
   std::string why;
   if (FindCudaDriver(&why) != nullptr) return std::nullopt;
   return why;
+}
+
+// The newest CUDA that the driver has, such as "13.0"; None without a driver.
+std::optional<std::string> CudaDriverVersion() {
+  const GilRelease release;
+  std::string why;
+  const CudaDriver* driver = FindCudaDriver(&why);
+  int version = 0;
+  if (driver == nullptr ||
+      driver->DriverGetVersion(&version) != cuda::kSuccess) {
+    return std::nullopt;
+  }
+  return std::to_string(version / 1000) + "." +
+         std::to_string(version % 1000 / 10);
 }
 
 // Of the pools that exist.
@@ -287,6 +302,7 @@ NB_MODULE(_core, m) {
   m.def("huge_pages_allowed", &HugePagesAllowed);
   m.def("limit_bytes", &LimitBytes, "index"_a);
   m.def("why_no_cuda", &WhyNoCuda);
+  m.def("cuda_driver_version", &CudaDriverVersion);
   m.def("cuda_memory", &CudaMemoryUse, "ordinal"_a);
   m.def("configure", &SetConfig, "index"_a.none(), nb::kw_only(),
         "memory_fraction"_a.none(), "limit_bytes"_a, "initial_bytes"_a,
@@ -314,6 +330,7 @@ NB_MODULE(_core, m) {
   BindWatch(m);
   BindRecording(m);
   BindAnnotate(m);
+  BindBench(m);
 }
 
 }  // namespace jax_bfc
