@@ -16,7 +16,7 @@ bool Take(Pool& pool, Pool::Request request, Allocation* made,
   request.stream = Pool::kNoStream;
   request.may_wait = false;
   if (!pool.Allocate(request, made, report)) return false;
-  pool.CountPinned(request.kernel, static_cast<int64_t>(made->bytes), for_life);
+  pool.CountPinned(made->id, /*pinned=*/true, for_life);
   return true;
 }
 
@@ -26,8 +26,8 @@ Pins::~Pins() {
   for (const Pin& pin : pins_) {
     // A forked child has other pools, and runs this for its parent's.
     if (FindPool(pin.pool->index()) != pin.pool) continue;
-    pin.pool->CountPinned(pin.kernel,
-                          -static_cast<int64_t>(pin.allocation.bytes), false);
+    pin.pool->CountPinned(pin.allocation.id, /*pinned=*/false,
+                          /*for_life=*/false);
     pin.pool->Free(pin.allocation.ptr, pin.allocation.id);
   }
 }
@@ -48,7 +48,7 @@ bool Pins::Get(Pool& pool, uint32_t index, const Pool::Request& request,
     pool.CountAgain(request);
   } else {
     if (!Take(pool, request, made, report, /*for_life=*/false)) return false;
-    pins_.push_back({&pool, index, request.kernel, *made});
+    pins_.push_back({&pool, index, *made});
   }
   made->id = PinnedId(pool.index());
   return true;

@@ -46,7 +46,6 @@ class Pins {
   struct Pin {
     Pool* pool;
     uint32_t index;
-    KernelId kernel;
     Allocation allocation;
   };
   std::mutex mutex_;

@@ -14,7 +14,6 @@ constexpr uint32_t kUnordered = Pool::kNoStream;
 // No stream's id and 1: its slot is between two streams.
 constexpr uint64_t kNobody = ~uint64_t{0};
 
-constexpr uint64_t kIndexMask = (uint64_t{1} << Pool::kIndexBits) - 1;
 constexpr uint64_t kGenerationMask = (uint64_t{1} << Pool::kGenerationBits) - 1;
 
 }  // namespace
@@ -276,13 +275,13 @@ ChunkId Pool::AllocateByGrowing(Lane& lane, size_t bytes, size_t alignment) {
 }
 
 bool Pool::Free(void* ptr, uint64_t id) {
-  const auto slot_index = static_cast<uint32_t>(id >> 48 & 0xFF);
+  const uint32_t slot_index = SlotOf(id);
   if (PoolOf(id) != index_ || slot_index >= kSlots) return false;
   Slot* slot_pointer = slots_[slot_index].load(std::memory_order_acquire);
   if (slot_pointer == nullptr) return false;
   Slot& slot = *slot_pointer;
   const std::lock_guard lock(slot.lock);
-  const auto index = static_cast<uint32_t>(id >> kGenerationBits & kIndexMask);
+  const uint32_t index = EntryOf(id);
   if (index >= slot.entries.size()) return false;
   Entry& entry = slot.entries[index];
   if (entry.state != Entry::State::kLive ||

@@ -135,9 +135,10 @@ class Pool {
   // False, and nothing changes, where this is not in use.
   bool Free(void* ptr, uint64_t id);
 
-  // Counts what the graphs of a kernel hold, see pins.h, and a request that was
-  // answered out of it.
-  void CountPinned(KernelId kernel, int64_t bytes, bool for_life);
+  // Marks and counts an allocation as held by a graph, or no longer, see pins.h.
+  // REQUIRES: it is in use, and not marked so yet.
+  void CountPinned(uint64_t id, bool pinned, bool for_life);
+  // Counts a request that was answered out of what a graph holds.
   void CountAgain(const Request& request);
 
   // Gives memory back to the system, once the device is done with it; how many
@@ -175,9 +176,16 @@ class Pool {
     return uint64_t{index_} << 56 | uint64_t{slot_index} << 48 |
            uint64_t{entry.index} << kGenerationBits | entry.generation;
   }
-  // The pool of an allocation id.
+  // The pool of an allocation id, the index of its slot, and of its entry there.
   static uint32_t PoolOf(uint64_t id) {
     return static_cast<uint32_t>(id >> 56);
+  }
+  static uint32_t SlotOf(uint64_t id) {
+    return static_cast<uint32_t>(id >> 48 & 0xFF);
+  }
+  static uint32_t EntryOf(uint64_t id) {
+    constexpr uint64_t kMask = (uint64_t{1} << kIndexBits) - 1;
+    return static_cast<uint32_t>(id >> kGenerationBits & kMask);
   }
 
  private:

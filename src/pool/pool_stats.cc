@@ -1,6 +1,5 @@
 // What a Pool says of itself.
 #include <algorithm>
-#include <cstdlib>
 #include <utility>
 
 #include "pool/pool.h"
@@ -89,9 +88,17 @@ std::vector<KernelStats> Pool::Kernels() {
   return used;
 }
 
-void Pool::CountPinned(KernelId kernel, int64_t bytes, bool for_life) {
-  RecordRare(bytes > 0 ? EventKind::kPin : EventKind::kUnpin, kernel, 0,
-             static_cast<size_t>(std::abs(bytes)));
+void Pool::CountPinned(uint64_t id, bool pinned, bool for_life) {
+  Slot& slot = *SlotFor(SlotOf(id));
+  std::unique_lock lock(slot.lock);
+  Entry& entry = slot.entries[EntryOf(id)];
+  entry.pinned = pinned;
+  const KernelId kernel = entry.kernel;
+  const size_t chunk_bytes = entry.bytes;
+  lock.unlock();
+  RecordRare(pinned ? EventKind::kPin : EventKind::kUnpin, kernel, 0,
+             chunk_bytes);
+  const auto bytes = static_cast<int64_t>(chunk_bytes) * (pinned ? 1 : -1);
   kernels_pinned_[kernel].fetch_add(bytes, std::memory_order_relaxed);
   pinned_.fetch_add(bytes, std::memory_order_relaxed);
   if (for_life) pinned_for_life_.fetch_add(bytes, std::memory_order_relaxed);

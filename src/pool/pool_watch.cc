@@ -64,7 +64,7 @@ inline void Pool::Record(Slot& slot, const Entry& entry, uint64_t id,
     slot.events = recorder.Exchange(std::move(slot.events));
     if (slot.events == nullptr) return;  // the host has no memory: counted
   }
-  const auto slot_index = static_cast<uint8_t>(id >> 48);
+  const auto slot_index = static_cast<uint8_t>(SlotOf(id));
   slot.events->events[slot.events->count++] = {
       recorder.NowNs(),
       entry.address,

@@ -35,6 +35,7 @@ struct Entry {
   uint32_t index;       // of this entry in its slot
   uint32_t generation;  // of the next or present use, from 1
   State state;
+  bool pinned;  // live, and held by a CUDA graph, see pins.h
   Entry* next_unused;
 };
 

@@ -40,6 +40,7 @@ PoolSnapshot Pool::Snapshot() {
       row.state = live ? ByteState::kInUse : ByteState::kCached;
       row.requested_bytes = live ? entry.requested_bytes : 0;
       row.kernel = entry.kernel;
+      row.pinned = entry.pinned;
     }
     return row;
   };

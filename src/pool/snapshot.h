@@ -27,6 +27,7 @@ struct SnapshotChunk {
   std::optional<KernelId> kernel;  // who has it, or had it last if cached
   ByteState state;
   bool starts_region;
+  bool pinned = false;  // in use, and held by a CUDA graph, see pins.h
 };
 
 struct SnapshotLane {

@@ -70,9 +70,9 @@ TEST(EveryKindOfEventIsRecorded) {
     CHECK(Free(pool, Get(pool, 500, 1, kernel)));
     GetRefused(pool, 8 * kMiB, 1, kernel);
     CHECK(Free(pool, a));
+    pool.CountPinned(before.id, true, false);
+    pool.CountPinned(before.id, false, false);
     CHECK(Free(pool, before));
-    pool.CountPinned(kernel, 512, false);
-    pool.CountPinned(kernel, -512, false);
     CHECK_EQ(pool.Trim(), 2 * kMiB);
   });
   CHECK(Free(pool, Get(pool, 100)));  // no longer
@@ -84,7 +84,7 @@ TEST(EveryKindOfEventIsRecorded) {
     kinds += std::string(kinds.empty() ? "" : " ") + EventName(event.kind);
   }
   CHECK_EQ(kinds,
-           "grow held allocate allocate free failure free free pin unpin trim");
+           "grow held allocate allocate free failure free pin unpin free trim");
   CHECK_EQ(events[0].chunk_bytes, 2 * kMiB);
   CHECK_EQ(events[1].address, reinterpret_cast<uintptr_t>(before.ptr));
   CHECK_EQ(events[1].id, before.id);
@@ -94,8 +94,10 @@ TEST(EveryKindOfEventIsRecorded) {
   CHECK_EQ(events[4].id, events[3].id);
   CHECK_EQ(events[4].requested_bytes, 500);
   CHECK_EQ(events[5].requested_bytes, 8 * kMiB);
-  CHECK_EQ(events[7].id, before.id);
-  CHECK_EQ(events[8].chunk_bytes, 512);
+  CHECK_EQ(events[7].chunk_bytes, 1024);
+  CHECK_EQ(events[7].kernel, kernel);
+  CHECK_EQ(events[8].chunk_bytes, 1024);
+  CHECK_EQ(events[9].id, before.id);
   CHECK_EQ(events[10].chunk_bytes, 2 * kMiB);
 }
 

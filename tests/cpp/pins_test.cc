@@ -3,9 +3,11 @@
 #include "pool/pins.h"
 
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -44,14 +46,15 @@ class Gpu {
   // As a handler that is captured: its blocks, the launch that uses each of
   // them, and the graph.
   FakeGraph Capture(Pins& pins, const std::vector<size_t>& sizes,
-                    std::vector<void*>* where = nullptr) {
+                    std::vector<void*>* where = nullptr,
+                    KernelId kernel = TestKernel()) {
     const cuda::Stream captured = fake_.CreateStream();
     fake_.BeginCapture(captured);
     const int barriers = fake_.barriers();
     std::unique_ptr<OomReport> report;
     for (uint32_t i = 0; i < sizes.size(); ++i) {
       Allocation made;
-      CHECK(pins.Get(*pool_, i, {TestKernel(), sizes[i], 1}, &made, &report));
+      CHECK(pins.Get(*pool_, i, {kernel, sizes[i], 1}, &made, &report));
       CHECK_EQ(made.id, PinnedId(pool_->index()));
       CHECK(made.bytes >= sizes[i]);
       fake_.Launch(captured, reinterpret_cast<uintptr_t>(made.ptr), sizes[i]);
@@ -145,6 +148,64 @@ TEST(CallSitesAndAllocationsShareNothing) {
     }
     CHECK(Free(gpu.pool(), eager));
   }
+  gpu.Finish();
+}
+
+// By address, the kernel and bytes of each chunk that a snapshot shows as
+// pinned.
+using PinnedChunks = std::map<void*, std::pair<KernelId, size_t>>;
+PinnedChunks InSnapshot(Pool& pool) {
+  PinnedChunks pinned;
+  size_t bytes = 0;
+  for (const SnapshotLane& lane : pool.Snapshot().lanes) {
+    for (const SnapshotChunk& chunk : lane.chunks) {
+      if (!chunk.pinned) continue;
+      CHECK(chunk.state == ByteState::kInUse);
+      CHECK_EQ(lane.lane, Pool::kNoStream);
+      pinned[reinterpret_cast<void*>(chunk.address)] = {*chunk.kernel,
+                                                        chunk.bytes};
+      bytes += chunk.bytes;
+    }
+  }
+  CHECK_EQ(bytes, pool.Stats().pinned_bytes);
+  return pinned;
+}
+
+TEST(ASnapshotTellsWhatGraphsHoldFromWhatIsInUse) {
+  Gpu gpu;
+  Pool& pool = gpu.pool();
+  const KernelId other = InternKernel("other");
+  const Allocation before = Get(pool, kMiB);  // of the same lane
+  CHECK(InSnapshot(pool).empty());
+  {
+    Pins a;
+    const auto of_a = Addresses(gpu, a, {kMiB, 1000});
+    {
+      Pins b;
+      std::vector<void*> of_b;
+      gpu.Capture(b, {5000}, &of_b, other);
+      const Allocation eager = Get(pool, 3000, 1, other);
+      gpu.Capture(b, {4000}, nullptr, other);  // the same chunk again
+      CHECK((InSnapshot(pool) == PinnedChunks{{of_a[0], {TestKernel(), kMiB}},
+                                              {of_a[1], {TestKernel(), 1024}},
+                                              {of_b[0], {other, 5120}}}));
+      CHECK(Free(pool, eager));
+    }
+    CHECK((InSnapshot(pool) == PinnedChunks{{of_a[0], {TestKernel(), kMiB}},
+                                            {of_a[1], {TestKernel(), 1024}}}));
+  }
+  CHECK(InSnapshot(pool).empty());
+  gpu.fake().Synchronize();
+  pool.Trim();
+  CHECK(InSnapshot(pool).empty());
+  // Who gets the memory next is no graph.
+  std::vector<Allocation> later;
+  for (const size_t size : {kMiB, size_t{1000}, size_t{5000}, size_t{3000}}) {
+    later.push_back(Get(pool, size));
+  }
+  CHECK(InSnapshot(pool).empty());
+  for (const Allocation& allocation : later) CHECK(Free(pool, allocation));
+  CHECK(Free(pool, before));
   gpu.Finish();
 }
 
