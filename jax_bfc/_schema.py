@@ -11,6 +11,7 @@ _TYPES: Final[dict[str, tuple[type, ...]]] = {
     "string": (str,),
     "integer": (int,),
     "number": (int, float),
+    "boolean": (bool,),
     "null": (type(None),),
 }
 
@@ -36,7 +37,9 @@ def check(value: Any, schema: dict[str, Any], where: str = "$") -> None:
     if "type" in schema:
         names = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
         types = tuple(t for name in names for t in _TYPES[name])
-        if not isinstance(value, types) or isinstance(value, bool):
+        # Python's bool is an int.
+        wrong_bool = isinstance(value, bool) and bool not in types
+        if not isinstance(value, types) or wrong_bool:
             raise SchemaError(f"{where} is {_show(value)}; valid: {' or '.join(names)}")
     if "pattern" in schema and re.search(schema["pattern"], value) is None:
         raise SchemaError(f"{where} is {_show(value)}; valid: {schema['pattern']}")

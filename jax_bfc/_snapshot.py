@@ -44,6 +44,7 @@ class Chunk:
             "free", or "unmapped" (addresses without memory).
         requested_bytes: what was asked for, of a chunk in use; else 0.
         kernel: who has it, or had it last where it is cached; else None.
+        pinned: of a chunk in use: held by a CUDA graph until its executable is gone.
     """
 
     address: int
@@ -51,6 +52,7 @@ class Chunk:
     state: str
     requested_bytes: int
     kernel: str | None
+    pinned: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -101,14 +103,20 @@ class Snapshot:
 
     @functools.cached_property
     def totals(self) -> dict[str, int]:
-        """Bytes by state, all that is mapped, and what was requested of it."""
+        """Bytes by state, all that is mapped, what was requested of it, and pinned."""
         totals = dict.fromkeys((f"{state}_bytes" for state in STATES), 0)
         requested = 0
+        pinned = 0
         for chunk in self.chunks():
             totals[f"{chunk.state}_bytes"] += chunk.bytes
             requested += chunk.requested_bytes
+            pinned += chunk.bytes if chunk.pinned else 0
         mapped = sum(totals.values()) - totals["unmapped_bytes"]
-        return totals | {"mapped_bytes": mapped, "requested_bytes": requested}
+        return totals | {
+            "mapped_bytes": mapped,
+            "requested_bytes": requested,
+            "pinned_bytes": pinned,
+        }
 
     def by_kernel(self) -> dict[str, tuple[int, int, int]]:
         """By kernel: chunks in use, their bytes, and what was asked for of them.
@@ -144,7 +152,8 @@ class Snapshot:
 
         For viewers that take JSON (those of 2025 and later; older ones take pickle
         only). A lane is shown as a stream, a contiguous mapped range as a segment.
-        A chunk in a front cache counts as inactive.
+        A chunk in a front cache counts as inactive. One that is pinned has a second
+        frame that says so.
         """
         module = importlib.import_module("jax_bfc._views._memory_viz")
         text: str = module.memory_viz(self)
@@ -187,12 +196,14 @@ class Snapshot:
         return importlib.import_module("jax_bfc._views._plot").plot_snapshot(self, path)
 
 
-def _regions(rows: list[tuple[int, int, int, str | None, str, bool]]) -> list[Region]:
+def _regions(
+    rows: list[tuple[int, int, int, str | None, str, bool, bool]],
+) -> list[Region]:
     groups: list[list[Chunk]] = []
-    for address, size, requested, kernel, state, starts_region in rows:
+    for address, size, requested, kernel, state, starts_region, pinned in rows:
         if starts_region:
             groups.append([])
-        groups[-1].append(Chunk(address, size, state, requested, kernel))
+        groups[-1].append(Chunk(address, size, state, requested, kernel, pinned))
     return [
         Region(chunks[0].address, sum(chunk.bytes for chunk in chunks), tuple(chunks))
         for chunks in groups

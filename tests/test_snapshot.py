@@ -1,5 +1,6 @@
 """jax_bfc.snapshot(): the chunk map of a pool."""
 
+import dataclasses
 import json
 import re
 import threading
@@ -34,6 +35,7 @@ def check(snapshot: jax_bfc.Snapshot) -> dict[str, Any]:
                 end += chunk.bytes
                 assert chunk.requested_bytes <= chunk.bytes
                 assert chunk.state == "in_use" or chunk.requested_bytes == 0
+                assert chunk.state == "in_use" or not chunk.pinned
             assert end == region.address + region.bytes
     return value
 
@@ -58,6 +60,7 @@ def test_the_totals_are_those_of_the_statistics() -> None:
     assert totals["free_bytes"] == stats["free_bytes"]
     assert totals["mapped_bytes"] == stats["pool_bytes"]
     assert totals["requested_bytes"] == stats["requested_bytes"]
+    assert totals["pinned_bytes"] == stats["pinned_bytes"] == 0
     assert totals["mapped_bytes"] + totals["unmapped_bytes"] == stats["address_bytes"]
     assert snapshot.by_kernel() == {"(python)": (2, 1024 + 3 * MIB, 1000 + 3 * MIB)}
 
@@ -99,6 +102,44 @@ def test_a_saved_snapshot_is_read_back(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="format='x'; valid: 'jax_bfc', 'memory_viz'"):
         snapshot.save(tmp_path / "b.json", format="x")
     assert not (tmp_path / "b.json").exists()
+
+
+def with_a_pin() -> jax_bfc.Snapshot:
+    """As if a CUDA graph held the first chunk, of 1,024 bytes; one more is in use."""
+    with jax_bfc.scratch(1000), jax_bfc.scratch(2000):
+        snapshot = jax_bfc.snapshot()
+    (lane,) = snapshot.lanes
+    (region,) = lane.regions
+    first, *others = region.chunks
+    chunks = (dataclasses.replace(first, pinned=True), *others)
+    region = dataclasses.replace(region, chunks=chunks)
+    lane = dataclasses.replace(lane, regions=(region,))
+    return dataclasses.replace(snapshot, lanes=(lane,))
+
+
+def test_what_a_graph_holds_is_told_from_what_is_in_use(tmp_path: Path) -> None:
+    snapshot = with_a_pin()
+    value = check(snapshot)
+    assert value["totals"]["pinned_bytes"] == 1024
+    assert value["totals"]["in_use_bytes"] == 3072
+    chunks = value["lanes"][0]["regions"][0]["chunks"]
+    assert [chunk["pinned"] for chunk in chunks[:2]] == [True, False]
+    snapshot.save(tmp_path / "a.json")
+    read = _snapshot.read_snapshot(tmp_path / "a.json")
+    assert read == snapshot
+    assert [chunk.bytes for chunk in read.chunks() if chunk.pinned] == [1024]
+
+
+def test_a_file_that_does_not_know_pins_is_read(tmp_path: Path) -> None:
+    snapshot = with_a_pin()
+    value = json.loads(snapshot.to_json())
+    del value["totals"]["pinned_bytes"]
+    for chunk in value["lanes"][0]["regions"][0]["chunks"]:
+        del chunk["pinned"]
+    (tmp_path / "old.json").write_text(json.dumps(value))
+    read = _snapshot.read_snapshot(tmp_path / "old.json")
+    assert not any(chunk.pinned for chunk in read.chunks())
+    assert read.totals == snapshot.totals | {"pinned_bytes": 0}
 
 
 # The fields that the viewer reads: MemoryViz.js and torch/cuda/_memory_viz.py.
@@ -162,6 +203,13 @@ def test_memory_viz_has_the_fields_that_the_viewer_reads(tmp_path: Path) -> None
     assert value["device_traces"] == [[]]
 
 
+def test_memory_viz_says_what_a_graph_holds() -> None:
+    value = json.loads(with_a_pin().to_memory_viz())
+    blocks = value["segments"][0]["blocks"]
+    names = [[frame["name"] for frame in block["frames"]] for block in blocks[:2]]
+    assert names == [["(python)", "held by a CUDA graph"], ["(python)"]]
+
+
 def test_a_plot_is_an_image(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     with jax_bfc.scratch(1000), jax_bfc.scratch(5 * MIB):
@@ -170,6 +218,8 @@ def test_a_plot_is_an_image(tmp_path: Path) -> None:
     assert "cpu:0: 5.0 MiB in use" in figure.axes[0].get_title()
     jax_bfc.reset()
     jax_bfc.snapshot().plot()  # of nothing
+    (legend,) = with_a_pin().plot().legends
+    assert legend.get_texts()[-1].get_text() == "held by CUDA graphs  1.0 KiB"
 
 
 def good() -> dict[str, Any]:
@@ -201,6 +251,7 @@ CHUNK = ("lanes", 0, "regions", 0, "chunks", 0)
         (("limit_bytes",), True, "$.limit_bytes is True; valid: integer"),
         (("time",), float("nan"), "$.time is nan; valid: at least 0"),
         ((*CHUNK, "state"), "used", "valid: 'in_use', 'cached', 'waiting', 'free'"),
+        ((*CHUNK, "pinned"), 1, "chunks[0].pinned is 1; valid: boolean"),
         ((*CHUNK, "bytes"), 0, "chunks[0].bytes is 0; valid: at least 1"),
         ((*CHUNK, "bytes"), 10**3000, "valid: at most 9007199254740991"),
         ((*CHUNK, "bytes"), 512, "where the last one ends"),

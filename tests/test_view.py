@@ -43,7 +43,9 @@ def snapshot(tmp_path: Path) -> Path:
     path = tmp_path / "map.json"
     with jax_bfc.scratch(3 * MIB), jax_bfc.scratch(1000):
         jax_bfc.snapshot().save(path)
-    path.write_text(path.read_text().replace("(python)", "</script><b>$x_1"))
+    text = path.read_text().replace("(python)", "</script><b>$x_1")
+    # As if a CUDA graph held the first chunk.
+    path.write_text(text.replace('"pinned":false', '"pinned":true', 1))
     return path
 
 
@@ -120,6 +122,8 @@ def test_a_page_of_a_snapshot_has_its_chunks(
     data = data_of(output.read_text())
     assert data["rows"] == [[2, 3 * MIB + 1024, 3 * MIB + 1000]]
     assert {chunk[7] for chunk in data["chunks"]} == {"in_use", "free"}
+    assert [chunk[5] for chunk in data["chunks"] if chunk[8]] == [3 * MIB]
+    assert "cpu:0: 3,145,728 bytes pinned" in data["notes"]
 
 
 def test_a_snapshot_becomes_memory_viz(
@@ -223,6 +227,11 @@ def test_the_page_runs_in_a_browser(
       const c = document.getElementById("map");
       const pixels = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
       result.drawn = pixels.some((value) => value > 0);
+      const box = c.getBoundingClientRect();
+      c.dispatchEvent(new PointerEvent(
+          "pointermove", {clientX: box.left + 3, clientY: box.top + 3}));
+      result.pinned = document.getElementById("tip").textContent.includes("pinned");
+      result.hatched = document.getElementById("what").textContent.includes("hatched");
       document.title = JSON.stringify(result);
     </script>"""
     output.write_text(output.read_text() + use)
@@ -246,4 +255,6 @@ def test_the_page_runs_in_a_browser(
         "zoomed": True,
         "whole": True,
         "drawn": True,
+        "pinned": source == "snapshot",
+        "hatched": source == "snapshot",
     }

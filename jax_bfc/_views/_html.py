@@ -104,7 +104,7 @@ def snapshot_page(snapshot: Snapshot, title: str) -> str:
     chunks = [chunk for chunk in snapshot.chunks() if chunk.state != "unmapped"]
     notes = [
         f"{snapshot.device}: {totals} bytes {name}"
-        for name in ("in use", "cached", "waiting", "free")
+        for name in ("in use", "pinned", "cached", "waiting", "free")
         if (totals := f"{snapshot.totals[name.replace(' ', '_') + '_bytes']:,}") != "0"
     ]
     if len(chunks) > _MOST_CHUNKS:
@@ -140,6 +140,7 @@ def snapshot_page(snapshot: Snapshot, title: str) -> str:
                     chunk.bytes,
                     chunk.requested_bytes,
                     chunk.state,
+                    chunk.pinned,
                 ]
                 for chunk in chunks
             ],

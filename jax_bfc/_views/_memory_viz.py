@@ -24,7 +24,8 @@ _STATES: Final = {
 def _frames(chunk: Chunk) -> list[dict[str, Any]]:
     if chunk.kernel is None:
         return []
-    return [{"filename": "jax_bfc", "line": 0, "name": chunk.kernel}]
+    names = [chunk.kernel] + ["held by a CUDA graph"] * chunk.pinned
+    return [{"filename": "jax_bfc", "line": 0, "name": name} for name in names]
 
 
 def _segment(device: int, lane: LaneMap, chunks: list[Chunk]) -> dict[str, Any]:

@@ -68,11 +68,12 @@ def _cells(snapshot: Snapshot, colours: dict[str, str]) -> Any:
         else:
             colour = rgb(STATE_COLOURS[chunk.state])
         first, last = int(start), min(cells, int(np.ceil(end)))
-        covered = np.minimum(np.arange(first, last) + 1, end) - np.maximum(
-            np.arange(first, last), start
-        )
+        cell = np.arange(first, last)
+        covered = np.minimum(cell + 1, end) - np.maximum(cell, start)
         wins = covered > best[first:last]
         image[first:last][wins] = colour
+        if chunk.pinned:  # hatched; rows are a multiple of 8
+            image[first:last][wins & (cell % 8 < 2)] = (1 + np.array(colour)) / 2
         best[first:last] = np.maximum(best[first:last], covered)
         start = end
     return image.reshape(_ROWS, _COLUMNS, 3)
@@ -107,6 +108,11 @@ def plot_snapshot(snapshot: Snapshot, path: str | os.PathLike[str] | None) -> An
         for state, colour in STATE_COLOURS.items()
         if (size := totals[f"{state}_bytes"]) > 0
     ]
+    if totals["pinned_bytes"] > 0:
+        label = f"held by CUDA graphs  {text_of_bytes(totals['pinned_bytes'])}"
+        handles.append(
+            patches.Patch(facecolor=OTHER, edgecolor="white", hatch="||||", label=label)
+        )
     if handles:
         labels = [handle.get_label() for handle in handles]
         legend = figure.legend(

@@ -125,7 +125,7 @@ void SetOomCallbacks(nb::object callbacks) {
 // Snapshots.
 
 // (limit, [(lane, stream or None, [(address, bytes, requested, kernel or None,
-// state, starts a region)])]).
+// state, starts a region, pinned)])]).
 nb::tuple Snapshot(uint32_t index) {
   PoolSnapshot snapshot;
   {
@@ -143,9 +143,10 @@ nb::tuple Snapshot(uint32_t index) {
   for (const SnapshotLane& lane : snapshot.lanes) {
     nb::list chunks;
     for (const SnapshotChunk& c : lane.chunks) {
-      chunks.append(nb::make_tuple(
-          c.address, c.bytes, c.requested_bytes, name(c.kernel),
-          kByteStates[static_cast<size_t>(c.state)], c.starts_region));
+      chunks.append(nb::make_tuple(c.address, c.bytes, c.requested_bytes,
+                                   name(c.kernel),
+                                   kByteStates[static_cast<size_t>(c.state)],
+                                   c.starts_region, c.pinned));
     }
     lanes.append(nb::make_tuple(lane.lane, lane.stream, chunks));
   }
@@ -164,7 +165,8 @@ void BindWatch(nb::module_& m) {
   m.def("open_peak", &OpenPeak, "index"_a);
   m.def("snapshot", &Snapshot, "index"_a,
         nb::sig("def snapshot(index: int) -> tuple[int, list[tuple[int, int | "
-                "None, list[tuple[int, int, int, str | None, str, bool]]]]]"));
+                "None, list[tuple[int, int, int, str | None, str, bool, "
+                "bool]]]]]"));
   m.def("set_oom_callbacks", &SetOomCallbacks, "callbacks"_a.none(),
         nb::sig("def set_oom_callbacks(callbacks: list[typing.Any] | None) -> "
                 "None"));
