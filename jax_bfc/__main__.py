@@ -94,6 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     view.add_argument("source", metavar="SNAPSHOT|RECORDING")
     view.add_argument("-o", dest="output", metavar="FILE", required=True)
+    view.add_argument(
+        "--json", action="store_true", help="an object that names both files"
+    )
     view.set_defaults(run=_view)
 
     bench = commands.add_parser(
@@ -213,9 +216,12 @@ def _plan(options: argparse.Namespace) -> str:
 def _view(options: argparse.Namespace) -> str:
     files = importlib.import_module("jax_bfc._views._files")
     try:
-        files.view(options.source, options.output)
+        with progress(f"drawing {os.path.basename(options.source)}"):
+            files.view(options.source, options.output)
     except files.ViewError as error:
         raise _Error(str(error)) from error
+    if options.json:
+        return json.dumps({"source": options.source, "output": options.output})
     return f"wrote {options.output}"
 
 

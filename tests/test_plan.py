@@ -6,7 +6,6 @@ import bisect
 import json
 import os
 import pathlib
-import pty
 import subprocess
 import sys
 
@@ -191,22 +190,6 @@ def test_bad_traces_are_one_line_and_status_2(
     assert run.stderr.startswith(f"jax_bfc: {path}")
     assert message in run.stderr
     assert run.stderr.count("\n") == 1
-
-
-def test_progress_is_shown_on_a_terminal_and_wiped(small: str) -> None:
-    terminal, end = pty.openpty()
-    run = subprocess.run(
-        [sys.executable, "-P", "-m", "jax_bfc", "plan", small],
-        stdout=subprocess.PIPE,
-        stderr=end,
-        check=False,
-    )
-    os.close(end)
-    shown = os.read(terminal, 4096).decode()
-    os.close(terminal)
-    assert run.returncode == 0
-    assert "planning t.csv..." in shown
-    assert shown.endswith("\r\x1b[K")
 
 
 def test_columns_of_different_lengths_are_refused() -> None:

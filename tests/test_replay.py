@@ -1,4 +1,4 @@
-"""The command line: replay, info, and bad commands."""
+"""The command line: replay, and bad commands."""
 
 from __future__ import annotations
 
@@ -146,11 +146,3 @@ def test_a_closed_pipe_is_no_traceback(tmp_path: pathlib.Path) -> None:
     )
     os.close(writer)
     assert (run.returncode, run.stderr) == (1, b"")
-
-
-def test_info_names_versions_and_every_device() -> None:
-    run = run_cli("info")
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith("versions")
-    for word in ("jaxlib", "cpu:0", "limit_bytes", "bytes_in_use"):
-        assert word in run.stdout
