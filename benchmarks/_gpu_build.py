@@ -7,7 +7,7 @@ import glob
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 
 import _workers
@@ -76,7 +76,7 @@ def build(
     *,
     folder: Path,
     definitions: dict[str, str],
-    wanted: set[str],
+    wanted: Set[str],
     wheels: Path | None,
     say: Callable[[str], None],
 ) -> tuple[Path, dict[Path, list[Side]]]:

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import faulthandler
-import json
 import os
 import sys
-import time
 from pathlib import Path
 
 import _gpu_build
-import _report
-from _gpu_measure import Effort, Results, as_json, say
+import _gpu_run
+from _gpu_measure import Effort, Results
 from _workers import Worker
 
 _SECTIONS = ("pairs", "threads", "growth", "steps")
@@ -49,21 +46,7 @@ def _arguments() -> argparse.Namespace:
         help="wheels of librmm and rapids_logger, to be used where they are not "
         "installed (default: $JAX_BFC_BENCHMARK_WHEELS)",
     )
-    add(
-        "--build-folder",
-        type=Path,
-        default=Path(__file__).resolve().parent / "build" / "gpu",
-        metavar="FOLDER",
-        help="default: benchmarks/build/gpu",
-    )
-    add("--json", type=Path, metavar="FILE", help="also write all of it there")
-    add(
-        "--timeout",
-        type=float,
-        default=240,
-        metavar="SECONDS",
-        help="after which it ends and shows where it hung (default: 240)",
-    )
+    _gpu_run.add_options(parser, timeout=240)
     options = parser.parse_args()
     for name, known in (("sections", _SECTIONS), ("peers", _gpu_build.PEERS)):
         text = getattr(options, name)
@@ -76,47 +59,21 @@ def _arguments() -> argparse.Namespace:
     return options
 
 
-def _set_environment() -> None:
-    """Before JAX is imported."""
-    # No graphs: then each call of a program calls its handlers, on every side.
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_enable_command_buffer=".strip()
-    # Room for the others.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.4")
-
-
 def _run(options: argparse.Namespace, results: Results) -> None:
-    # Not before _set_environment().
-    import jax
-
-    import jax_bfc
-
-    if jax.default_backend() != "gpu":
-        raise SystemExit(
-            f"gpu.py: JAX runs on {jax.default_backend()!r} here; a GPU is wanted, "
-            "and jax[cuda13] or jax[cuda12]"
-        )
+    # Not before _gpu_run.run() has set the environment.
     import _gpu_library
     import _gpu_pairs
     import _gpu_programs
 
-    say("building")
-    path, peers = _gpu_build.build(
-        folder=options.build_folder,
-        definitions={
-            "BENCH_XLA_INCLUDE_DIR": jax.ffi.include_dir(),
-            "jax_bfc_DIR": jax_bfc.cmake_dir(),
-        },
-        wanted=options.peers,
-        wheels=options.wheels,
-        say=say,
-    )
     effort = Effort.quick() if options.quick else Effort.full()
-    cores = len(os.sched_getaffinity(0))
-    print(
-        f"{jax.devices()[0].device_kind}, {cores} cores, jax {jax.__version__}, "
-        f"jax_bfc {jax_bfc.__version__}, {effort.rounds} rounds"
+    path, peers = _gpu_run.build(
+        "gpu.py",
+        options,
+        rounds=effort.rounds,
+        peers=options.peers,
+        wheels=options.wheels,
     )
+    cores = len(os.sched_getaffinity(0))
     library = _gpu_library.Library(path)
     with contextlib.ExitStack() as stack:
         needed = {"pairs", "threads"} & options.sections
@@ -158,23 +115,10 @@ def _run(options: argparse.Namespace, results: Results) -> None:
 
 def main() -> int:
     options = _arguments()
-    faulthandler.enable()
-    faulthandler.dump_traceback_later(options.timeout, exit=True)
-    _set_environment()
-    results = Results()
-    begin = time.monotonic()
-    _run(options, results)
-    _report.print_bars(results.bars)
-    missed = sum(not bar.met for bar in results.bars)
-    print(
-        f"{len(results.bars) - missed} bars met, {missed} missed; "
-        f"{time.monotonic() - begin:.0f} s with building"
-    )
-    for failure in results.failures:
-        print(f"FAILED: {failure}")
-    if options.json is not None:
-        options.json.write_text(json.dumps(as_json(results), indent=2) + "\n")
-    return 1 if results.failures else 0
+    # No graphs: then each call of a program calls its handlers, on every side.
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_enable_command_buffer=".strip()
+    return _gpu_run.run(options, lambda results: _run(options, results))
 
 
 if __name__ == "__main__":

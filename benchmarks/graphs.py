@@ -10,21 +10,16 @@ from __future__ import annotations
 import argparse
 import ctypes
 import dataclasses
-import faulthandler
 import functools
-import json
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import _gpu_build
+import _gpu_run
 import _measure
-import _report
-from _gpu_measure import Cell, Results, Row, as_json, find, print_rows, say, take_turns
+from _gpu_measure import Cell, Results, Row, find, print_rows, say, take_turns
 from _measure import Case
 
 _MIB = 1 << 20
@@ -97,21 +92,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--rounds", type=int, default=100, help="each side once a round (default: 100)")
-    add(
-        "--build-folder",
-        type=Path,
-        default=Path(__file__).resolve().parent / "build" / "gpu",
-        metavar="FOLDER",
-        help="default: benchmarks/build/gpu, which it shares with gpu.py",
-    )
-    add("--json", type=Path, metavar="FILE", help="also write all of it there")
-    add(
-        "--timeout",
-        type=float,
-        default=120,
-        metavar="SECONDS",
-        help="after which it ends and shows where it hung (default: 120)",
-    )
+    _gpu_run.add_options(parser, timeout=120)
     options = parser.parse_args()
     if options.rounds < 30:
         parser.error(f"--rounds {options.rounds}: at least 30")
@@ -122,7 +103,7 @@ class _Sides:
     """A program with its scratch from each source; they share weights and input."""
 
     def __init__(self, program: Program, library: Any) -> None:
-        # Not before main() has set the environment.
+        # Not before _gpu_run.run() has set the environment.
         import jax
         import jax.numpy as jnp
         import numpy as np
@@ -248,27 +229,12 @@ def _add_bars(program: Program, rows: list[Row], results: Results) -> None:
 
 
 def _run(options: argparse.Namespace, results: Results) -> None:
-    # Not before main() has set the environment.
+    # Not before _gpu_run.run() has set the environment.
     import jax
 
     import jax_bfc
 
-    if jax.default_backend() != "gpu":
-        raise SystemExit(
-            f"graphs.py: JAX runs on {jax.default_backend()!r} here; a GPU is wanted, "
-            "and jax[cuda13] or jax[cuda12]"
-        )
-    say("building")
-    path, _ = _gpu_build.build(
-        folder=options.build_folder,
-        definitions={
-            "BENCH_XLA_INCLUDE_DIR": jax.ffi.include_dir(),
-            "jax_bfc_DIR": jax_bfc.cmake_dir(),
-        },
-        wanted=set(),
-        wheels=None,
-        say=say,
-    )
+    path, _ = _gpu_run.build("graphs.py", options, rounds=options.rounds)
     library = ctypes.CDLL(str(path))
     library.gpu_step_calls.restype = ctypes.c_int64
     for label, source in _SOURCES.items():
@@ -277,10 +243,6 @@ def _run(options: argparse.Namespace, results: Results) -> None:
         ours = label in (_OURS, _OURS_OUTSIDE)
         register: Any = (jax_bfc if ours else jax.ffi).register_ffi_target
         register(f"jax_bfc_benchmark_{name}", capsule, platform="CUDA")
-    print(
-        f"{jax.devices()[0].device_kind}, {len(os.sched_getaffinity(0))} cores, "
-        f"jax {jax.__version__}, jax_bfc {jax_bfc.__version__}, {options.rounds} rounds"
-    )
     everyone = []
     safe = [label for label in _SOURCES if label != _XLA]
     for program in _PROGRAMS:
@@ -311,23 +273,10 @@ def _run(options: argparse.Namespace, results: Results) -> None:
 
 def main() -> int:
     options = _arguments()
-    faulthandler.enable()
-    faulthandler.dump_traceback_later(options.timeout, exit=True)
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.4")
-    results = Results()
-    begin = time.monotonic()
-    results.attempt("graphs", lambda: _run(options, results))
-    _report.print_bars(results.bars)
-    missed = sum(not bar.met for bar in results.bars)
-    print(
-        f"{len(results.bars) - missed} bars met, {missed} missed; "
-        f"{time.monotonic() - begin:.0f} s with building"
+    return _gpu_run.run(
+        options,
+        lambda results: results.attempt("graphs", lambda: _run(options, results)),
     )
-    for failure in results.failures:
-        print(f"FAILED: {failure}")
-    if options.json is not None:
-        options.json.write_text(json.dumps(as_json(results), indent=2) + "\n")
-    return 1 if results.failures else 0
 
 
 if __name__ == "__main__":
