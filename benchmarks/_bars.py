@@ -38,6 +38,17 @@ class Bar:
             else f"{self.measured:,.1f} {self.unit}"
         )
 
+    def as_json(self) -> dict[str, object]:
+        """All of it, and whether it is met, for a file."""
+        return {
+            "name": self.name,
+            "limit": self.limit,
+            "at_least": self.at_least,
+            "measured": self.measured,
+            "unit": self.unit,
+            "met": self.met,
+        }
+
 
 def bars(rows: Iterable[Row], firsts: Sequence[First]) -> list[Bar]:
     """Those for which there are figures: not a ratio to a peer that is not here."""

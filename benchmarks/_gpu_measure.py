@@ -221,16 +221,6 @@ def as_json(results: Results) -> dict[str, object]:
             ]
             for name, rows in results.rows.items()
         },
-        "bars": [
-            {
-                "name": bar.name,
-                "limit": bar.limit,
-                "at_least": bar.at_least,
-                "measured": bar.measured,
-                "unit": bar.unit,
-                "met": bar.met,
-            }
-            for bar in results.bars
-        ],
+        "bars": [bar.as_json() for bar in results.bars],
         "failures": results.failures,
     }

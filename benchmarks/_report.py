@@ -161,15 +161,5 @@ def as_json(
             {"allocator": first.side, "ns": first.ns, "host_bytes": first.host_bytes}
             for first in firsts
         ],
-        "bars": [
-            {
-                "name": bar.name,
-                "limit": bar.limit,
-                "at_least": bar.at_least,
-                "measured": bar.measured,
-                "unit": bar.unit,
-                "met": bar.met,
-            }
-            for bar in bars
-        ],
+        "bars": [bar.as_json() for bar in bars],
     }
