@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import random
 import statistics
-import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 
@@ -13,11 +12,8 @@ import _measure
 import _report
 from _bars import Bar
 from _measure import Timed
+from _report import say
 from _workers import WorkerError
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

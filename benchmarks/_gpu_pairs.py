@@ -16,10 +16,10 @@ from _gpu_measure import (
     in_order,
     over,
     print_rows,
-    say,
     take_turns,
 )
 from _measure import Case
+from _report import say
 from _workers import Worker, WorkerError
 
 OURS = "jax_bfc"

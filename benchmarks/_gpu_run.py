@@ -12,7 +12,7 @@ from pathlib import Path
 
 import _gpu_build
 import _report
-from _gpu_measure import Results, as_json, say
+from _gpu_measure import Results, as_json
 from _peers import Side
 
 
@@ -83,7 +83,7 @@ def build(
             f"{program}: JAX runs on {jax.default_backend()!r} here; a GPU is wanted, "
             "and jax[cuda13] or jax[cuda12]"
         )
-    say("building")
+    _report.say("building")
     built = _gpu_build.build(
         folder=options.build_folder,
         definitions={
@@ -92,7 +92,7 @@ def build(
         },
         wanted=peers,
         wheels=wheels,
-        say=say,
+        say=_report.say,
     )
     print(
         f"{jax.devices()[0].device_kind}, {len(os.sched_getaffinity(0))} cores, "

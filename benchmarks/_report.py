@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,6 +12,11 @@ from _bars import Bar
 from _measure import FIRST_ARENA_BYTES, First, Row
 
 _LEAST_SAMPLES = 10_000  # that p99.99 needs to mean anything
+
+
+def say(text: str) -> None:
+    """How far it is, beside the tables."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _figure(value: float) -> str:

@@ -19,8 +19,9 @@ from typing import Any
 
 import _gpu_run
 import _measure
-from _gpu_measure import Cell, Results, Row, find, print_rows, say, take_turns
+from _gpu_measure import Cell, Results, Row, find, print_rows, take_turns
 from _measure import Case
+from _report import say
 
 _MIB = 1 << 20
 

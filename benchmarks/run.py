@@ -64,10 +64,6 @@ def _arguments() -> argparse.Namespace:
     return options
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def main() -> None:
     options = _arguments()
     here = Path(__file__).resolve().parent
@@ -79,7 +75,7 @@ def main() -> None:
     )
     peers, missing = _peers.find_peers(wanted=options.peers, tensorflow=tensorflow)
 
-    _say("building")
+    _report.say("building")
     headers = _peers.find_xla_headers()
     if headers is None:
         missing.append(f"{_peers.C_TABLE}: it needs XLA's headers; pip install jaxlib")
@@ -98,11 +94,11 @@ def main() -> None:
     for group in _measure.groups():
         cases = [case for case in group if case.workload in options.workloads]
         if cases:
-            _say(f"measuring {cases[0].workload}")
+            _report.say(f"measuring {cases[0].workload}")
             rows += _measure.measure_group(
-                cases, sides=sides, folder=folder, effort=effort, say=_say
+                cases, sides=sides, folder=folder, effort=effort, say=_report.say
             )
-    _say("measuring first allocations")
+    _report.say("measuring first allocations")
     firsts = _measure.measure_first(sides=sides, folder=folder, effort=effort)
     bars = _bars.bars(rows, firsts)
 
