@@ -85,6 +85,16 @@ def output_of(code: str, *, env: dict[str, str] | None = None) -> str:
     return done.stdout.strip()
 
 
+def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """``python -m jax_bfc`` with `arguments`."""
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "jax_bfc", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def profiled_ranges(folder: str | os.PathLike[str]) -> list[tuple[str, int]]:
     """(name, bytes) of the scratch in the profile that JAX wrote to `folder`."""
     (path,) = pathlib.Path(folder).glob("**/*.xplane.pb")

@@ -12,20 +12,12 @@ import sys
 import numpy as np
 import numpy.typing as npt
 import pytest
+from pools import run_cli
 
 from jax_bfc import _core, _trace
 
 TRACES = pathlib.Path(__file__).parent / "traces"
 OURS = "op,id,bytes,stream\n"
-
-
-def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "jax_bfc", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def overlap(trace: _trace.Trace, offsets: npt.NDArray[np.uint64]) -> str | None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from pools import run_cli
 
 from jax_bfc import __main__ as cli
 from jax_bfc import _trace
@@ -21,15 +22,6 @@ def write(directory: pathlib.Path, content: str, name: str = "t.csv") -> pathlib
     path = directory / name
     path.write_text(content)
     return path
-
-
-def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "jax_bfc", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 POLICIES = ("bfc", "xla", "buddy", "slab", "first_fit")
