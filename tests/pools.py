@@ -95,6 +95,19 @@ def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def run(*command: object) -> str:
+    """What a command prints; it must end well."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def profiled_ranges(folder: str | os.PathLike[str]) -> list[tuple[str, int]]:
     """(name, bytes) of the scratch in the profile that JAX wrote to `folder`."""
     (path,) = pathlib.Path(folder).glob("**/*.xplane.pb")

@@ -1,25 +1,13 @@
 """examples/row_softmax: builds and runs as its README says."""
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from pools import run
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "row_softmax"
-
-
-def run(*command: object) -> str:
-    done = subprocess.run(
-        [str(part) for part in command],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def test_the_quick_start_builds_and_runs(tmp_path: Path) -> None:

@@ -1,22 +1,11 @@
 """examples/row_softmax_cuda: builds and runs as docs/gpu.md says."""
 
-import subprocess
 import sys
 from pathlib import Path
 
+from pools import run
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "row_softmax_cuda"
-
-
-def run(*command: object) -> str:
-    done = subprocess.run(
-        [str(part) for part in command],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def test_the_first_cuda_kernel_builds_and_runs(tmp_path: Path) -> None:
