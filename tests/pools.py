@@ -95,17 +95,26 @@ def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def run(*command: object) -> str:
+def run(*command: object, timeout: float | None = 300) -> str:
     """What a command prints; it must end well."""
     done = subprocess.run(
         [str(part) for part in command],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def build_kernels(source: pathlib.Path, folder: pathlib.Path, *options: str) -> None:
+    """Builds a CMake project that finds the installed package, into `folder`."""
+    configure = ["cmake", "-S", source, "-B", folder, "-G", "Ninja"]
+    configure += [f"-Djax_bfc_DIR={jax_bfc.cmake_dir()}"]
+    configure += [f"-DXLA_INCLUDE_DIR={jax.ffi.include_dir()}"]
+    run(*configure, *options, timeout=None)
+    run("cmake", "--build", folder, timeout=None)
 
 
 def profiled_ranges(folder: str | os.PathLike[str]) -> list[tuple[str, int]]:

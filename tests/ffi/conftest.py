@@ -12,30 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from pools import build_kernels
 
 import jax_bfc
 
 HERE = pathlib.Path(__file__).parent
-
-
-def build_kernels(build: pathlib.Path) -> None:
-    """Configures and builds into `build`; the compiler's words where it fails."""
-    for command in (
-        [
-            "cmake",
-            "-S",
-            str(HERE / "kernels"),
-            "-B",
-            str(build),
-            "-G",
-            "Ninja",
-            f"-Djax_bfc_DIR={jax_bfc.cmake_dir()}",
-            f"-DXLA_INCLUDE_DIR={jax.ffi.include_dir()}",
-        ],
-        ["cmake", "--build", str(build)],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +42,7 @@ class Kernels:
 @pytest.fixture(scope="session")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     build = tmp_path_factory.mktemp("kernels")
-    build_kernels(build)
+    build_kernels(HERE / "kernels", build)
     kernels = Kernels(build)
     for name in ("Double", "Addresses", "Async", "Everything"):
         jax_bfc.register_ffi_target(f"test.{name}", kernels.capsule(f"k{name}"))

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pools import build_kernels
 
 import jax_bfc
 
@@ -29,23 +30,8 @@ def gpu() -> None:
 def build(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The folder with libkernels.so and libdriver_shim.so."""
     folder = tmp_path_factory.mktemp("gpu_kernels")
-    for command in (
-        [
-            "cmake",
-            "-S",
-            str(HERE / "kernels"),
-            "-B",
-            str(folder),
-            "-G",
-            "Ninja",
-            f"-Djax_bfc_DIR={jax_bfc.cmake_dir()}",
-            f"-DXLA_INCLUDE_DIR={jax.ffi.include_dir()}",
-            f"-DJAX_BFC_SOURCE_DIR={HERE.parent.parent / 'src'}",
-        ],
-        ["cmake", "--build", str(folder)],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+    root = HERE.parent.parent
+    build_kernels(HERE / "kernels", folder, f"-DJAX_BFC_SOURCE_DIR={root / 'src'}")
     return folder
 
 
