@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,9 +20,12 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "transformer"
 sys.path.insert(0, str(EXAMPLE))
 
 from bytelm import build, checks, data, model, reference  # noqa: E402
-from bytelm.checks import Check  # noqa: E402
 from bytelm.kernels import SOURCES, Kernels, Source  # noqa: E402
 from bytelm.ops import Ops, custom_ops  # noqa: E402
+from transformer_checks import (  # noqa: E402
+    assert_all_pass,
+    assert_samples_continue_their_prompt,
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +43,6 @@ def kernels(build_folder: Path) -> Kernels:
 @pytest.fixture(scope="module")
 def all_ops(kernels: Kernels) -> list[Ops]:
     return [custom_ops(kernels, source) for source in SOURCES]
-
-
-def assert_all_pass(results: Iterable[Check]) -> None:
-    everything = list(results)
-    assert everything
-    assert [check for check in everything if not check.passed] == []
 
 
 def run(
@@ -223,23 +219,7 @@ def test_more_callers_than_threads_all_finish(build_folder: Path, cores: str) ->
 
 def test_sampled_text_continues_its_prompt(all_ops: list[Ops]) -> None:
     config = model.Config(width=32, heads=2, layers=1)
-    prompt = jnp.asarray([list(b"import "), list(b"return ")], jnp.int32)
-    tokens = [
-        model.generate(
-            model.init(config),
-            prompt,
-            jax.random.key(0),
-            config=config,
-            ops=ops,
-            length=20,
-            sampling=model.Sampling(),
-        )
-        for ops in all_ops
-    ]
-    np.testing.assert_array_equal(tokens[0][:, :7], prompt)
-    assert tokens[0].shape == (2, 20)
-    for other in tokens[1:]:
-        np.testing.assert_array_equal(tokens[0], other)
+    assert_samples_continue_their_prompt(all_ops, config)
 
 
 def test_scratch_is_charged_to_the_kernel_and_given_back(all_ops: list[Ops]) -> None:

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -25,9 +24,13 @@ EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "transformer"
 sys.path.insert(0, str(EXAMPLE))
 
 from bytelm import build, checks, data, model, reference  # noqa: E402
-from bytelm.checks import BFLOAT16, GPU_FLOAT32, Check, Precision  # noqa: E402
+from bytelm.checks import BFLOAT16, GPU_FLOAT32, Precision  # noqa: E402
 from bytelm.cuda_kernels import CudaKernels  # noqa: E402
 from bytelm.ops import Ops, custom_ops  # noqa: E402
+from transformer_checks import (  # noqa: E402
+    assert_all_pass,
+    assert_samples_continue_their_prompt,
+)
 
 SOURCES = tuple(CudaKernels.sources)
 both_precisions = pytest.mark.parametrize(
@@ -49,21 +52,6 @@ def bfc(kernels: CudaKernels) -> list[Ops]:
 @pytest.fixture(scope="module")
 def all_ops(kernels: CudaKernels) -> list[Ops]:
     return [custom_ops(kernels, source) for source in SOURCES]
-
-
-def assert_all_pass(results: Iterable[Check]) -> None:
-    """Fails with every result that is wrong, and by how much."""
-    everything = list(results)
-    assert everything
-    failed = [
-        f"{check.operation} {check.result} ({check.source}): "
-        f"error {check.error:.2e}, allowed {check.tolerance:.0e}"
-        for check in everything
-        if not check.passed
-    ]
-    assert not failed, (
-        f"{len(failed)} of {len(everything)} results are wrong:\n" + "\n".join(failed)
-    )
 
 
 @both_precisions
@@ -214,22 +202,7 @@ def test_attention_is_close_to_double_precision(bfc: list[Ops]) -> None:
 
 def test_sampled_text_continues_its_prompt(all_ops: list[Ops]) -> None:
     config = model.Config(width=64, heads=2, layers=2, dtype="bfloat16")
-    prompt = jnp.asarray([list(b"import "), list(b"return ")], jnp.int32)
-    tokens = [
-        model.generate(
-            model.init(config),
-            prompt,
-            jax.random.key(0),
-            config=config,
-            ops=ops,
-            length=20,
-            sampling=model.Sampling(),
-        )
-        for ops in all_ops
-    ]
-    np.testing.assert_array_equal(tokens[0][:, :7], prompt)
-    for ops, other in zip(all_ops, tokens, strict=True):
-        np.testing.assert_array_equal(tokens[0], other, ops.name)
+    assert_samples_continue_their_prompt(all_ops, config)
 
 
 def test_scratch_is_charged_to_the_kernel_and_given_back(bfc: list[Ops]) -> None:
