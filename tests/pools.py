@@ -95,10 +95,17 @@ def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def run(*command: object, timeout: float | None = 300) -> str:
-    """What a command prints; it must end well."""
+def run(
+    *command: object,
+    env: dict[str, str] | None = None,
+    cwd: pathlib.Path | None = None,
+    timeout: float | None = 300,
+) -> str:
+    """What a command prints, with `env` beside what is set; it must end well."""
     done = subprocess.run(
         [str(part) for part in command],
+        env=os.environ | (env or {}),
+        cwd=cwd,
         capture_output=True,
         text=True,
         timeout=timeout,

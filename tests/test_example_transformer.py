@@ -1,7 +1,6 @@
 """examples/transformer: its kernels against plain JAX, and that it runs."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +8,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pools
 import pytest
 
 import jax_bfc
@@ -50,17 +50,14 @@ def run(
 ) -> str:
     """Runs a script, or the text of one, in a process of its own."""
     start = [str(program)] if isinstance(program, Path) else ["-c", program]
-    done = subprocess.run(
-        [sys.executable, *start, *map(str, arguments)],
+    return pools.run(
+        sys.executable,
+        *start,
+        *arguments,
+        env={"PYTHONPATH": str(EXAMPLE)} | environment,
         cwd=EXAMPLE,
-        env=os.environ | {"PYTHONPATH": str(EXAMPLE)} | environment,
-        capture_output=True,
-        text=True,
         timeout=timeout,
-        check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,12 @@ To write them anew: ``python -m nanobind.stubgen -m jax_bfc._core
 -p tests/core_stub.nb -o jax_bfc/_core.pyi``, outside the repository's root.
 """
 
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from pools import run
 
 _WRITTEN_BY = "3.1"
 _ROOT = Path(__file__).parent.parent
@@ -23,9 +23,6 @@ def test_the_stub_is_what_nanobind_writes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "nanobind.stubgen", "-q", "-m", "jax_bfc._core"]
     command += ["-p", str(_ROOT / "tests/core_stub.nb"), "-o", str(written)]
     # Not in the repository, where Python would find the sources instead.
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run(*command, cwd=tmp_path, timeout=120)
     expected = (_ROOT / "jax_bfc/_core.pyi").read_text(encoding="utf-8")
     assert written.read_text(encoding="utf-8") == expected

@@ -2,9 +2,7 @@
 
 import ctypes
 import dataclasses
-import os
 import pathlib
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from pools import build_kernels
+from pools import build_kernels, run
 
 import jax_bfc
 
@@ -62,17 +60,14 @@ def fresh_pools() -> Iterator[None]:
 def run_python(kernels: Kernels) -> Callable[..., str]:
     """Runs a program in a new process that finds the kernels in argv[1]."""
 
-    def run(program: str, **environment: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", program, str(kernels.build)],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
+    def run_program(program: str, **environment: str) -> str:
+        return run(
+            sys.executable,
+            "-c",
+            program,
+            kernels.build,
+            env={"JAX_PLATFORMS": "cpu", **environment},
             cwd=kernels.build,  # where no source folder hides the package
-            env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
         )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
 
-    return run
+    return run_program

@@ -1,9 +1,7 @@
 """CUDA kernels, built once a session as an outside author would."""
 
 import ctypes
-import os
 import pathlib
-import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -13,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pools import build_kernels
+from pools import build_kernels, run
 
 import jax_bfc
 
@@ -76,13 +74,5 @@ def addresses(count: int, size: int, alignment: int = 1) -> list[int]:
 
 def run_python(code: str, build: pathlib.Path, **environment: str) -> str:
     """What a program in a new process prints; argv[1] is the build folder."""
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", textwrap.dedent(code), str(build)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={**os.environ, **environment},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.strip()
+    command = [sys.executable, "-P", "-c", textwrap.dedent(code), build]
+    return run(*command, env=environment).strip()

@@ -1,7 +1,5 @@
 """examples/transformer on a CUDA GPU: its kernels against plain JAX."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pools import run
 
 import jax_bfc
 
@@ -247,18 +246,18 @@ def test_words_stand_for_the_text_they_were_made_from() -> None:
 
 def test_the_quick_benchmark_prints_its_tables(tmp_path: Path) -> None:
     plot = tmp_path / "plot.png"
-    done = subprocess.run(
-        [sys.executable, "benchmark.py", "--quick", "--output", str(plot)],
-        cwd=EXAMPLE,
+    output = run(
+        sys.executable,
+        "benchmark.py",
+        "--quick",
+        "--output",
+        plot,
         # This process holds most of the GPU's memory.
-        env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
-        capture_output=True,
-        text=True,
+        env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+        cwd=EXAMPLE,
         timeout=400,
-        check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
     assert plot.read_bytes().startswith(b"\x89PNG")
     for label in (*CudaKernels.sources.values(), "plain JAX"):
-        assert done.stdout.count(f"│ {label} ") == 2, done.stdout
-    assert "FAILED" not in done.stdout
+        assert output.count(f"│ {label} ") == 2, output
+    assert "FAILED" not in output
