@@ -19,6 +19,7 @@ from typing import Any
 
 import _gpu_run
 import _measure
+from _gpu_example import NAME, DecodeLoop
 from _gpu_measure import Cell, Results, Row, find, print_rows, take_turns
 from _measure import Case
 from _report import say
@@ -41,6 +42,14 @@ _SOURCES = {
     _OUTPUT: "output_graph",
     _FIXED: "fixed_graph",
     _XLA: "xla_graph",
+}
+# And in examples/transformer.
+_EXAMPLE_SOURCES = {
+    _OURS: "bfc_graph",
+    _OURS_OUTSIDE: "bfc",
+    _XLA_OUTSIDE: "xla",
+    _ASYNC_OUTSIDE: "async",
+    _OUTPUT: "output_graph",
 }
 _LEAST_FASTER = 2.5  # than XLA scratch without a graph
 _MOST_OVER_FIXED = 1.05
@@ -93,7 +102,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--rounds", type=int, default=100, help="each side once a round (default: 100)")
-    _gpu_run.add_options(parser, timeout=120)
+    _gpu_run.add_options(parser, timeout=240)
     options = parser.parse_args()
     if options.rounds < 30:
         parser.error(f"--rounds {options.rounds}: at least 30")
@@ -205,28 +214,40 @@ def _print(title: str, rows: list[Row], results: Results) -> None:
     print_rows(title, rows, reference=_OURS, scale=1e3, unit="us")
 
 
-def _add_bars(program: Program, rows: list[Row], results: Results) -> None:
-    ours = find(rows, _OURS, program.name)
-    for other, is_peer in ((_XLA_OUTSIDE, True), (_FIXED, False)):
-        row = find(rows, other, program.name)
+def _add_bars(
+    program: str, rows: list[Row], others: list[str], results: Results
+) -> None:
+    ours = find(rows, _OURS, program)
+    for other in others:
+        is_peer = other != _FIXED
+        row = find(rows, other, program)
         if ours is None or row is None:
-            results.fail(program.name, RuntimeError(f"no ratio to {other}"))
+            results.fail(program, RuntimeError(f"no ratio to {other}"))
             continue
         ratios = row.ratios(ours) if is_peer else ours.ratios(row)
         median, low, high = _measure.interval(ratios)
         name = f"{other} over {_OURS}" if is_peer else f"{_OURS} over {other}"
         print(
-            f"{program.name}: {name}: {median:.3f} ({low:.3f} to {high:.3f}), "
+            f"{program}: {name}: {median:.3f} ({low:.3f} to {high:.3f}), "
             f"{len(ratios)} pairs; medians {statistics.median(row.samples) / 1e3:,.1f} "
             f"and {statistics.median(ours.samples) / 1e3:,.1f} us"
         )
         results.add_bar(
-            f"{program.name}: {name}",
+            f"{program}: {name}",
             _LEAST_FASTER if is_peer else _MOST_OVER_FIXED,
             median,
             "x",
             at_least=is_peer,
         )
+
+
+def _measure_example(options: argparse.Namespace, results: Results) -> None:
+    loop = DecodeLoop()
+    for label, source in _EXAMPLE_SOURCES.items():
+        loop.add(label, source, results)
+    rows = take_turns(loop.cells(), rounds=options.rounds, results=results)
+    _print(NAME, rows, results)
+    _add_bars(NAME, rows, [_XLA_OUTSIDE], results)
 
 
 def _run(options: argparse.Namespace, results: Results) -> None:
@@ -263,7 +284,8 @@ def _run(options: argparse.Namespace, results: Results) -> None:
         say(f"measuring {program.name}")
         rows = take_turns(sides.cells(safe), rounds=options.rounds, results=results)
         _print(f"{program.name}, scratch of {program.most_bytes:,} B", rows, results)
-        _add_bars(program, rows, results)
+        _add_bars(program.name, rows, [_XLA_OUTSIDE, _FIXED], results)
+    results.attempt("the example", lambda: _measure_example(options, results))
     # Last, since it writes over what is anybody's: results mean nothing any more.
     for program, sides in everyone:
         sides.add(_XLA, results)

@@ -24,6 +24,7 @@ from bytelm.kernels import SOURCES, Kernels, Source  # noqa: E402
 from bytelm.ops import Ops, custom_ops  # noqa: E402
 from transformer_checks import (  # noqa: E402
     assert_all_pass,
+    assert_one_token_at_a_time_is_the_same,
     assert_samples_continue_their_prompt,
 )
 
@@ -217,6 +218,11 @@ def test_more_callers_than_threads_all_finish(build_folder: Path, cores: str) ->
 def test_sampled_text_continues_its_prompt(all_ops: list[Ops]) -> None:
     config = model.Config(width=32, heads=2, layers=1)
     assert_samples_continue_their_prompt(all_ops, config)
+
+
+def test_a_token_at_a_time_is_the_same_text(all_ops: list[Ops]) -> None:
+    config = model.Config(width=32, heads=2, layers=1)
+    assert_one_token_at_a_time_is_the_same(all_ops[0], config)
 
 
 def test_scratch_is_charged_to_the_kernel_and_given_back(all_ops: list[Ops]) -> None:

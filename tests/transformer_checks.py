@@ -3,6 +3,7 @@
 To be imported with the example's folder on the path.
 """
 
+import functools
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -49,3 +50,31 @@ def assert_samples_continue_their_prompt(
     np.testing.assert_array_equal(tokens[0][:, :7], prompt)
     for ops, other in zip(all_ops, tokens, strict=True):
         np.testing.assert_array_equal(tokens[0], other, ops.name)
+
+
+def assert_one_token_at_a_time_is_the_same(ops: Ops, config: model.Config) -> None:
+    """As the whole loop in one program."""
+    prompt = jnp.asarray([list(b"import "), list(b"return ")], jnp.int32)
+    sampling = model.Sampling()
+    params, key = model.init(config), jax.random.key(0)
+    whole = model.generate(
+        params,
+        prompt,
+        key,
+        config=config,
+        ops=ops,
+        length=20,
+        sampling=sampling,
+    )
+    step = jax.jit(
+        functools.partial(
+            model.decode, config=config, ops=ops, given=7, sampling=sampling
+        ),
+        donate_argnums=1,
+    )
+    state = model.start_decoding(prompt, config, 20)
+    for _ in range(19):
+        state = step(
+            model.cast(params, config), state, jax.random.uniform(key, (20, 2))
+        )
+    np.testing.assert_array_equal(state[0], whole)

@@ -28,6 +28,7 @@ from bytelm.cuda_kernels import CudaKernels  # noqa: E402
 from bytelm.ops import Ops, custom_ops  # noqa: E402
 from transformer_checks import (  # noqa: E402
     assert_all_pass,
+    assert_one_token_at_a_time_is_the_same,
     assert_samples_continue_their_prompt,
 )
 
@@ -202,6 +203,12 @@ def test_attention_is_close_to_double_precision(bfc: list[Ops]) -> None:
 def test_sampled_text_continues_its_prompt(all_ops: list[Ops]) -> None:
     config = model.Config(width=64, heads=2, layers=2, dtype="bfloat16")
     assert_samples_continue_their_prompt(all_ops, config)
+
+
+@pytest.mark.parametrize("source", ["bfc", *CudaKernels.graph_sources])
+def test_a_token_at_a_time_is_the_same_text(kernels: CudaKernels, source: str) -> None:
+    config = model.Config(width=64, heads=2, layers=2)
+    assert_one_token_at_a_time_is_the_same(custom_ops(kernels, source), config)
 
 
 def test_scratch_is_charged_to_the_kernel_and_given_back(bfc: list[Ops]) -> None:

@@ -35,6 +35,7 @@ class CudaKernels(KernelLibrary):
         "malloc": "cudaMalloc",
     }
     baseline = "xla"
+    graph_sources = ("bfc_graph", "output_graph")
 
     def __init__(self, library: Path) -> None:
         super().__init__(library)
@@ -71,7 +72,7 @@ class CudaKernels(KernelLibrary):
     ) -> list[jax.Array]:
         # An output that is batched is n times that of one call; sorting the rows
         # of n calls at once can take more.
-        if operation == "sample" and source == "output":
+        if operation == "sample" and source.startswith("output"):
             vmap_method = "sequential"
         return super().call(
             operation, source, operands, results, sizes, vmap_method, **attributes

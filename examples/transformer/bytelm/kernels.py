@@ -31,6 +31,8 @@ class KernelLibrary:
     # compared with.
     sources: ClassVar[Mapping[str, str]]
     baseline: ClassVar[str]
+    # Those that XLA may capture into CUDA graphs; none of them are in the tables.
+    graph_sources: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, library: Path) -> None:
         self._library = ctypes.CDLL(str(library))
@@ -40,11 +42,11 @@ class KernelLibrary:
             workspace = self._library[f"transformer_{operation}_workspace"]
             workspace.argtypes = [ctypes.c_int64] * (sizes + 1)
             workspace.restype = ctypes.c_uint64
-            for source in self.sources:
+            for source in (*self.sources, *self.graph_sources):
                 handler = self._library[f"transformer_{operation}_{source}"]
                 capsule = jax.ffi.pycapsule(handler)
                 target = f"transformer.{operation}.{source}"
-                if source == "bfc":
+                if source.startswith("bfc"):
                     jax_bfc.register_ffi_target(target, capsule, platform=self.platform)
                 else:
                     jax.ffi.register_ffi_target(target, capsule, platform=self.platform)
@@ -96,7 +98,8 @@ class KernelLibrary:
         `sizes` are those that workspace_bytes() takes for this operation.
         """
         results = list(results)
-        if source == "output":
+        as_output = source.startswith("output")
+        if as_output:
             nbytes = self.workspace_bytes(operation, sizes, operands)
             self.largest_output_workspace = max(self.largest_output_workspace, nbytes)
             results.insert(0, jax.ShapeDtypeStruct((nbytes,), jnp.uint8))
@@ -104,7 +107,7 @@ class KernelLibrary:
             f"transformer.{operation}.{source}", results, vmap_method=vmap_method
         )
         outputs = function(*operands, **self.attributes, **attributes)
-        return list(outputs)[1:] if source == "output" else list(outputs)
+        return list(outputs)[1:] if as_output else list(outputs)
 
 
 class Kernels(KernelLibrary):

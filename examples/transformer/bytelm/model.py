@@ -123,6 +123,60 @@ def loss(params: Params, batch: Array, config: Config, ops: Ops) -> Array:
     return ops.cross_entropy(flat, params["head"], labels).mean()
 
 
+# Tokens [batch, length], the position of the newest, and for each layer the keys and
+# the values [batch, length, heads, dim] of those before.
+Decoding = tuple[Array, Array, list[Array], list[Array]]
+
+
+def start_decoding(prompt: Array, config: Config, length: int) -> Decoding:
+    """Before the first token of [batch, n] prompts was read."""
+    batch, given = prompt.shape
+    tokens = jnp.zeros((batch, length), jnp.int32).at[:, :given].set(prompt)
+    # A cache of its own for each layer: a piece of a larger one would be copied
+    # for every call of a kernel.
+    shape = (batch, length, config.heads, config.head_dim)
+
+    def cache() -> list[Array]:
+        return [jnp.zeros(shape, config.dtype) for _ in range(config.layers)]
+
+    return tokens, jnp.zeros((), jnp.int32), cache(), cache()
+
+
+def decode(
+    params: Params,
+    state: Decoding,
+    uniform: Array,
+    *,
+    config: Config,
+    ops: Ops,
+    given: int,
+    sampling: Sampling,
+) -> Decoding:
+    """Reads the newest token, and adds the next one: of the prompt's first `given`,
+    or sampled by the random numbers `uniform`, [length, batch].
+
+    `params` as cast() gives them.
+    """
+    tokens, position, keys, values = state[0], state[1], list(state[2]), list(state[3])
+    x = params["embedding"][tokens[:, position]][:, None]
+    for i, layer in enumerate(params["layers"]):
+        q, k, v = project(x, layer, config, position[None])
+        keys[i] = keys[i].at[:, position].set(k[:, 0])
+        values[i] = values[i].at[:, position].set(v[:, 0])
+        mixed = ops.decode(q[:, 0], keys[i], values[i], position)
+        x = finish(x, mixed, layer)
+    logits = ops.int8_matmul(norm(x[:, 0], params["norm"]), params["head"])
+    chosen = ops.sample(
+        logits,
+        uniform[position],
+        sampling.temperature,
+        sampling.top_k,
+        sampling.top_p,
+    )
+    following = jnp.where(position + 1 < given, tokens[:, position + 1], chosen)
+    return tokens.at[:, position + 1].set(following), position + 1, keys, values
+
+
 @partial(jax.jit, static_argnames=("config", "ops", "length", "sampling"))
 def generate(
     params: Params,
@@ -136,38 +190,19 @@ def generate(
 ) -> Array:
     """Continues [batch, n] prompts to [batch, length], a token at a time."""
     params = cast(params, config)
-    batch, given = prompt.shape
-    # A cache of its own for each layer: a piece of a larger one would be copied
-    # for every call of a kernel.
-    shape = (batch, length, config.heads, config.head_dim)
-    cache = [jnp.zeros(shape, config.dtype) for _ in range(config.layers)]
-    tokens = jnp.zeros((batch, length), jnp.int32).at[:, :given].set(prompt)
-    uniform = jax.random.uniform(key, (length, batch))
+    uniform = jax.random.uniform(key, (length, len(prompt)))
 
-    def step(
-        position: Array, carry: tuple[Array, list[Array], list[Array]]
-    ) -> tuple[Array, list[Array], list[Array]]:
-        tokens, keys, values = carry[0], list(carry[1]), list(carry[2])
-        x = params["embedding"][tokens[:, position]][:, None]
-        for i, layer in enumerate(params["layers"]):
-            q, k, v = project(x, layer, config, position[None])
-            keys[i] = keys[i].at[:, position].set(k[:, 0])
-            values[i] = values[i].at[:, position].set(v[:, 0])
-            mixed = ops.decode(q[:, 0], keys[i], values[i], position)
-            x = finish(x, mixed, layer)
-        logits = ops.int8_matmul(norm(x[:, 0], params["norm"]), params["head"])
-        chosen = ops.sample(
-            logits,
-            uniform[position],
-            sampling.temperature,
-            sampling.top_k,
-            sampling.top_p,
+    def step(_: Array, state: Decoding) -> Decoding:
+        return decode(
+            params,
+            state,
+            uniform,
+            config=config,
+            ops=ops,
+            given=prompt.shape[1],
+            sampling=sampling,
         )
-        following = jnp.where(position + 1 < given, tokens[:, position + 1], chosen)
-        return tokens.at[:, position + 1].set(following), keys, values
 
-    start = tokens, cache, cache
-    end: tuple[Array, list[Array], list[Array]] = jax.lax.fori_loop(
-        0, length - 1, step, start
-    )
+    start = start_decoding(prompt, config, length)
+    end: Decoding = jax.lax.fori_loop(0, length - 1, step, start)
     return end[0]

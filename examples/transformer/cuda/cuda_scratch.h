@@ -169,8 +169,9 @@ using OnStream = ffi::PlatformStream<cudaStream_t>;
 }  // namespace transformer
 
 // Defines the handlers name_bfc, name_xla, name_output, name_async and
-// name_malloc of a kernel. What follows the kernel is its binding after the
-// stream and the scratch.
+// name_malloc of a kernel, and name_bfc_graph and name_output_graph, which XLA may
+// capture into CUDA graphs: the others' scratch would not be safe there. What
+// follows the kernel is its binding after the stream and the scratch.
 #define TRANSFORMER_DEFINE_CUDA_HANDLERS(name, Kernel, ...)                   \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(name##_bfc, transformer::FromArena<Kernel>(), \
                                 xla::ffi::Ffi::Bind()                         \
@@ -192,6 +193,18 @@ using OnStream = ffi::PlatformStream<cudaStream_t>;
       xla::ffi::Ffi::Bind().Ctx<transformer::OnStream>() __VA_ARGS__);        \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(                                              \
       name##_malloc, transformer::FromMalloc<Kernel>(),                       \
-      xla::ffi::Ffi::Bind().Ctx<transformer::OnStream>() __VA_ARGS__)
+      xla::ffi::Ffi::Bind().Ctx<transformer::OnStream>() __VA_ARGS__);        \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(                                              \
+      name##_bfc_graph, transformer::FromArena<Kernel>(),                     \
+      xla::ffi::Ffi::Bind()                                                   \
+          .Ctx<transformer::OnStream>()                                       \
+          .Ctx<jax_bfc::ScratchAllocator>() __VA_ARGS__,                      \
+      {xla::ffi::Traits::kCmdBufferCompatible});                              \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(                                              \
+      name##_output_graph, transformer::FromOutput<Kernel>(),                 \
+      xla::ffi::Ffi::Bind()                                                   \
+          .Ctx<transformer::OnStream>()                                       \
+          .Ret<xla::ffi::Buffer<xla::ffi::U8>>() __VA_ARGS__,                 \
+      {xla::ffi::Traits::kCmdBufferCompatible})
 
 #endif  // TRANSFORMER_CUDA_CUDA_SCRATCH_H_
