@@ -6,6 +6,7 @@ arena behind it. Importing it starts no JAX backend.
 """
 
 import importlib.util
+import sys
 
 if importlib.util.find_spec("jax_bfc._core") is None:
     raise ImportError(
@@ -13,6 +14,11 @@ if importlib.util.find_spec("jax_bfc._core") is None:
         "native part is not built. Run `pip install .` there, and start Python in "
         "another folder."
     )
+
+# First, because what it does at exit must come after what we do. While Python looks
+# for what `python -m jax_bfc` runs, argv[0] is "-m": few commands need JAX.
+if sys.argv[:1] != ["-m"]:
+    importlib.import_module("jax")
 
 from jax_bfc._annotate import annotate
 from jax_bfc._config import Config, configure, get_config

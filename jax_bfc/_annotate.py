@@ -6,8 +6,6 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
 
-import jax
-
 from jax_bfc import _core
 from jax_bfc._summary import text_of_bytes
 
@@ -21,6 +19,8 @@ atexit.register(_core.stop_ranges)  # nobody calls Python after that
 
 
 def _jax() -> _Begin:
+    import jax
+
     def begin(kernel: str, nbytes: int) -> Callable[[], object]:
         name = f"scratch {kernel}"
         annotation: Any = jax.profiler.TraceAnnotation(name, bytes=nbytes)

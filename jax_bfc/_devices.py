@@ -2,14 +2,22 @@
 
 import atexit
 import contextlib
+import functools
+import sys
 from typing import Any
-
-import jax
 
 from jax_bfc import _core
 
 # As platforms are called in jax.Device.platform, and where their pools start.
 _FIRST_POOL = {"cpu": 0, "gpu": _core.MAX_HOST_POOLS, "cuda": _core.MAX_HOST_POOLS}
+
+
+@functools.cache
+def _jax() -> Any:
+    """JAX, imported only here: most commands need none of it, and are quicker."""
+    import jax
+
+    return jax
 
 
 def is_cuda(index: int) -> bool:
@@ -29,7 +37,7 @@ def index_of(device: Any) -> int:
         TypeError: not a ``jax.Device``.
         ValueError: a device of another platform, or of another process.
     """
-    if not isinstance(device, jax.Device):
+    if not isinstance(device, _jax().Device):
         raise TypeError(
             f"device={device!r} is a {type(device).__name__}; valid: a jax.Device "
             "such as jax.devices()[0], or None"
@@ -70,8 +78,8 @@ def index_or_default(device: Any) -> int:
     if device is None:
         if _default_at_exit is not None:
             return _default_at_exit
-        config: Any = jax.config  # its options are not in its type
-        device = config.jax_default_device or jax.local_devices()[0]
+        jax = _jax()
+        device = jax.config.jax_default_device or jax.local_devices()[0]
         if isinstance(device, str):  # jax_default_device may name a platform
             device = jax.local_devices(backend=device)[0]
     return index_of(device)
@@ -88,7 +96,7 @@ def _started_platforms() -> list[str]:
     JAX has no public function that answers without starting one; where its
     private one is gone, the answer is none.
     """
-    bridge: Any = getattr(getattr(jax, "_src", None), "xla_bridge", None)
+    bridge: Any = sys.modules.get("jax._src.xla_bridge")
     return list(getattr(bridge, "_backends", {}))
 
 
@@ -96,7 +104,7 @@ def started_cuda_devices() -> list[int]:
     """The pools of the local CUDA devices, if JAX has started their backend."""
     if "cuda" not in _started_platforms():
         return []
-    return [index_of(device) for device in jax.local_devices(backend="cuda")]
+    return [index_of(device) for device in _jax().local_devices(backend="cuda")]
 
 
 def started_default() -> int | None:

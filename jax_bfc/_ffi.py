@@ -3,8 +3,6 @@
 import os
 from typing import Any
 
-import jax
-
 from jax_bfc import _core
 
 _PLATFORMS = {"cpu": "cpu", "gpu": "CUDA", "cuda": "CUDA", "CUDA": "CUDA"}
@@ -37,6 +35,8 @@ def register_ffi_target(
         ValueError: another platform or API version, or no execute handler.
         TypeError: ``name`` is no text, or ``fn`` has no capsules.
     """
+    import jax
+
     if not isinstance(name, str):
         raise TypeError(f"name={name!r} is a {type(name).__name__}; valid: text")
     if platform not in _PLATFORMS:
