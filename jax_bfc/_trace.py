@@ -4,21 +4,24 @@ Both are CSV with a header line, gzip-compressed if the name ends in ``.gz``.
 Files come from anywhere, so lines, events, sizes and the growth of what is
 unpacked are all bounded, and whatever is wrong becomes one `TraceError` that
 names the file, the line, and what would be valid.
+
+Blocks of plain lines are parsed as a whole, which is several times faster. Any
+other block is read line by line, which alone decides what is wrong with a line.
 """
 
 from __future__ import annotations
 
 import array
-import contextlib
 import dataclasses
-import gzip
 import os
-import zlib
 from collections.abc import Callable, Iterator
-from typing import IO, Final, Protocol
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+
+from jax_bfc._blocks import MAX_LINE, TraceError, open_blocks
+from jax_bfc._plain_csv import PlainCsv, split
 
 __all__ = ["MAX_BYTES", "MAX_EVENTS", "MAX_LIVE", "Trace", "TraceError", "read_trace"]
 
@@ -27,28 +30,12 @@ MAX_BYTES: Final = 1 << 46
 MAX_EVENTS: Final = 1 << 25
 MAX_LIVE: Final = 1 << 20
 """The most allocations live at once."""
-MAX_LINE: Final = 4096
-"""Characters of the longest line, its end included."""
-
-_BLOCK: Final = 1 << 18
-# Traces shrink five- to tenfold; a file that unpacks to both of these is a bomb.
-_BOMB_RATIO: Final = 100
-_BOMB_BYTES: Final = 1 << 20
-_BOMB_LOOK: Final = 1 << 26
-
 # Lines that are no event: blank, or without effect.
 _MAX_IDLE: Final = 1 << 17
 
 _ALLOCATE: Final = 1
 _FREE: Final = 0
-
-
-class _Source(Protocol):
-    def read(self, size: int, /) -> bytes: ...
-
-
-class TraceError(ValueError):
-    """A trace file that cannot be read; the text names file and line."""
+_Event = tuple[int, int, int, int]  # line, _ALLOCATE or _FREE, key, size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +69,19 @@ class _Format:
     size: str
     ops: dict[str, int | None]  # None: an event without effect, left out
     parse_key: Callable[[str], int]
+    plain_keys: Callable[[PlainCsv, int], npt.NDArray[np.uint64] | None]
     key_text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """A format, and where the header has its columns."""
+
+    form: _Format
+    num_fields: int
+    op: int
+    key: int
+    size: int
 
 
 def _decimal(text: str) -> int:
@@ -109,6 +108,7 @@ _OURS: Final = _Format(
     size="bytes",
     ops={"a": _ALLOCATE, "f": _FREE},
     parse_key=_decimal,
+    plain_keys=PlainCsv.decimals,
     key_text="a whole number from 0 on",
 )
 _RMM: Final = _Format(
@@ -117,6 +117,7 @@ _RMM: Final = _Format(
     size="Size",
     ops={"allocate": _ALLOCATE, "free": _FREE, "allocate failure": None},
     parse_key=_pointer,
+    plain_keys=PlainCsv.addresses,
     key_text="an address such as 0x7f0000000000",
 )
 _HEADERS: Final = "op,id,bytes,stream or Thread,Time,Action,Pointer,Size,Stream"
@@ -133,93 +134,11 @@ def read_trace(path: str | os.PathLike[str]) -> Trace:
     """
     name = os.fspath(path)
     try:
-        with _open(name) as lines:
-            return _parse(name, lines)
+        with open_blocks(name) as blocks:
+            return _Reader(name).read(blocks)
     except OSError as error:
         reason = error.strerror or str(error)
         raise TraceError(f"{name}: cannot be read: {reason}") from error
-
-
-@contextlib.contextmanager
-def _open(name: str) -> Iterator[Iterator[tuple[int, str]]]:
-    with open(name, "rb") as raw:
-        if name.endswith(".gz"):
-            if raw.seekable():
-                _look_for_a_bomb(name, raw)
-            with gzip.GzipFile(fileobj=raw) as unpacked:
-                yield _lines(name, unpacked, raw)
-        else:
-            yield _lines(name, raw, None)
-
-
-def _look_for_a_bomb(name: str, raw: IO[bytes]) -> None:
-    """Unpacks the start without reading it, which takes no time.
-
-    `_blocks` refuses what unpacks without end wherever that begins, but the lines
-    before it would all be read first.
-    """
-    unpacked = 0
-    with gzip.GzipFile(fileobj=raw) as source:
-        for block in _blocks(name, source, raw):
-            unpacked += len(block)
-            if unpacked >= _BOMB_LOOK:
-                break
-    raw.seek(0)
-
-
-def _blocks(name: str, source: _Source, packed: IO[bytes] | None) -> Iterator[bytes]:
-    """What the file holds, block by block; refuses what unpacks without end."""
-    total = 0
-    while True:
-        try:
-            block = source.read(_BLOCK)
-        except EOFError as error:
-            raise TraceError(
-                f"{name}: gzip data ends too early; valid: a whole .gz file"
-            ) from error
-        except (gzip.BadGzipFile, zlib.error) as error:
-            raise TraceError(
-                f"{name}: not gzip data ({error}); valid: gzip, or a name that does "
-                f"not end in .gz"
-            ) from error
-        if not block:
-            return
-        total += len(block)
-        # What has been read of the packed file is rounded up to a buffer.
-        if packed is not None and total > max(_BOMB_BYTES, packed.tell() * _BOMB_RATIO):
-            raise TraceError(
-                f"{name}: unpacks to {total:,} bytes or more, over {_BOMB_RATIO} times "
-                f"its size; valid: a trace of less, or unpacked beforehand"
-            )
-        yield block
-
-
-def _lines(
-    name: str, source: _Source, packed: IO[bytes] | None
-) -> Iterator[tuple[int, str]]:
-    """Numbers and texts of the lines that are not blank."""
-    number = blank = 0
-    rest = b""
-    for block in _blocks(name, source, packed):
-        if number == 0 and block.startswith(b"\x1f\x8b"):
-            raise TraceError(f"{name}: is gzip data; valid: a name that ends in .gz")
-        pieces = (rest + block).split(b"\n")
-        rest = pieces.pop()
-        for piece in pieces:
-            number += 1
-            if text := _text(name, number, piece):
-                yield number, text
-                continue
-            blank += 1
-            if blank > _MAX_IDLE:
-                raise TraceError(
-                    f"{name}:{number}: {blank:,} blank lines; "
-                    f"valid: at most {_MAX_IDLE:,}"
-                )
-        if len(rest) >= MAX_LINE:
-            _text(name, number + 1, rest)
-    if text := _text(name, number + 1, rest):
-        yield number + 1, text
 
 
 def _text(name: str, number: int, line: bytes) -> str:
@@ -240,7 +159,7 @@ def _text(name: str, number: int, line: bytes) -> str:
 
 
 def _fields(text: str) -> list[str]:
-    if " " not in text and '"' not in text:  # nearly all, and much faster
+    if " " not in text and '"' not in text:
         return text.split(",")
     return [field.strip().strip('"') for field in text.split(",")]
 
@@ -253,111 +172,189 @@ def _show(text: str) -> str:
     return repr(_clip(text))
 
 
-def _columns(
-    name: str, number: int, header: list[str]
-) -> tuple[_Format, int, int, int]:
+def _layout(name: str, number: int, header: list[str]) -> _Layout:
     """The format that the header line names, and where its columns are."""
     for form in (_OURS, _RMM):
         wanted = (form.op, form.key, form.size)
         if all(header.count(column) == 1 for column in wanted):
-            op, key, size = (header.index(column) for column in wanted)
-            return form, op, key, size
+            return _Layout(form, len(header), *map(header.index, wanted))
     raise TraceError(
         f"{name}:{number}: the header is {_show(','.join(header))}; valid: {_HEADERS}"
     )
 
 
-def _parse(name: str, lines: Iterator[tuple[int, str]]) -> Trace:
-    number, text = next(lines, (1, ""))
-    if not text:
-        raise TraceError(f"{name}: is empty; valid: CSV with the header {_HEADERS}")
-    header = _fields(text)
-    form, op_at, key_at, size_at = _columns(name, number, header)
+class _Reader:
+    """What has been read of a file so far."""
 
-    ops = array.array("B")
-    ids = array.array("I")
-    sizes = array.array("Q")
-    live: dict[int, tuple[int, int]] = {}  # key to number and bytes
-    live_bytes = 0
-    allocations = 0
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.layout: _Layout | None = None
+        self.blank = 0  # lines
+        self.ops = array.array("B")
+        self.ids = array.array("I")
+        self.sizes = array.array("Q")
+        self.live: dict[int, tuple[int, int]] = {}  # key to number and bytes
+        self.live_bytes = 0
+        self.allocations = 0
 
-    for number, text in lines:
-        fields = _fields(text)
-        where = f"{name}:{number}"
-        # Checked before the line is looked at, so that what has no effect costs
-        # little too.
-        if number - len(ops) > _MAX_IDLE:
+    def read(self, blocks: Iterator[tuple[int, bytes]]) -> Trace:
+        """Reads blocks of whole lines, each with the number of its first line."""
+        for first, block in blocks:
+            lines = self._lines(first, block)
+            if self.layout is None:
+                number, text = next(lines, (0, ""))
+                if not text:
+                    continue
+                self.layout = _layout(self.name, number, _fields(text))
+                events = self._careful(self.layout, lines)
+            else:
+                events = self._plain(self.layout, first, block) or self._careful(
+                    self.layout, lines
+                )
+            self._take(self.layout, events, first, block)
+        if self.layout is None:
             raise TraceError(
-                f"{where}: {number - len(ops):,} lines without an event; "
-                f"valid: at most {_MAX_IDLE:,}"
+                f"{self.name}: is empty; valid: CSV with the header {_HEADERS}"
             )
-        if len(fields) != len(header):
+        if not self.ops:
             raise TraceError(
-                f"{where}: {len(fields)} fields; valid: {len(header)}, as the header"
+                f"{self.name}: has no events; valid: one or more lines after the header"
             )
-        try:
-            op = form.ops[fields[op_at]]
-        except KeyError:
-            valid = ", ".join(form.ops)
-            raise TraceError(
-                f"{where}: {form.op} is {_show(fields[op_at])}; valid: {valid}"
-            ) from None
-        if op is None:
-            continue
-        try:
-            key = form.parse_key(fields[key_at])
-        except ValueError:
-            raise TraceError(
-                f"{where}: {form.key} is {_show(fields[key_at])}; "
-                f"valid: {form.key_text}"
-            ) from None
-        size = _size(where, form, fields[size_at], optional=op == _FREE)
-
-        if form is _RMM and key == 0 and size == 0:
-            continue
-        if op == _ALLOCATE:
-            if key in live:
-                raise TraceError(
-                    f"{where}: allocates {_clip(fields[key_at])}, which is live; "
-                    f"valid: one that is not"
-                )
-            live_bytes += size
-            if live_bytes > MAX_BYTES:
-                raise TraceError(
-                    f"{where}: {live_bytes:,} bytes are live; "
-                    f"valid: at most {MAX_BYTES:,}"
-                )
-            if len(live) == MAX_LIVE:
-                raise TraceError(
-                    f"{where}: too many allocations are live; "
-                    f"valid: at most {MAX_LIVE:,}"
-                )
-            event = live[key] = (allocations, size)
-            allocations += 1
-        else:
-            if key not in live:
-                raise TraceError(
-                    f"{where}: frees {_clip(fields[key_at])}, which is not live; "
-                    f"valid: what an earlier line allocates"
-                )
-            event = live.pop(key)
-            live_bytes -= event[1]
-        if len(ops) == MAX_EVENTS:
-            raise TraceError(f"{where}: too many events; valid: at most {MAX_EVENTS:,}")
-        ops.append(op)
-        ids.append(event[0])
-        sizes.append(event[1])
-
-    if not ops:
-        raise TraceError(
-            f"{name}: has no events; valid: one or more lines after the header"
+        return Trace(
+            path=self.name,
+            is_allocate=np.frombuffer(self.ops, np.uint8),
+            ids=np.frombuffer(self.ids, np.uint32),
+            bytes=np.frombuffer(self.sizes, np.uint64),
         )
-    return Trace(
-        path=name,
-        is_allocate=np.array(ops, dtype=np.uint8),
-        ids=np.array(ids, dtype=np.uint32),
-        bytes=np.array(sizes, dtype=np.uint64),
-    )
+
+    def _lines(self, first: int, block: bytes) -> Iterator[tuple[int, str]]:
+        """Numbers and texts of the lines that are not blank."""
+        lines = block.removesuffix(b"\n").split(b"\n")
+        for number, line in enumerate(lines, start=first):
+            if text := _text(self.name, number, line):
+                yield number, text
+                continue
+            self.blank += 1
+            if self.blank > _MAX_IDLE:
+                raise TraceError(
+                    f"{self.name}:{number}: {self.blank:,} blank lines; "
+                    f"valid: at most {_MAX_IDLE:,}"
+                )
+
+    def _plain(self, at: _Layout, first: int, block: bytes) -> Iterator[_Event] | None:
+        """The events of a block of which every line is plain and valid by itself."""
+        rows = split(block, at.num_fields, MAX_LINE)
+        if rows is None or (words := rows.words(at.op, list(at.form.ops))) is None:
+            return None
+        ops = np.array([-1 if op is None else op for op in at.form.ops.values()])[words]
+        is_event = ops >= 0
+        numbers = np.arange(first, first + len(rows))[is_event]
+        end = first + len(rows)
+        if end - len(self.ops) - len(numbers) > _MAX_IDLE:
+            return None
+        rows, ops = rows[is_event], ops[is_event]
+        keys = at.form.plain_keys(rows, at.key)
+        sizes = rows.decimals(at.size)
+        if (
+            keys is None
+            or sizes is None
+            or rows.empty(at.key).any()
+            or (rows.empty(at.size) & (ops == _ALLOCATE)).any()
+            or (sizes > MAX_BYTES).any()
+            or (at.form is _RMM and not (keys | sizes).all())
+        ):
+            return None
+        return zip(
+            numbers.tolist(), ops.tolist(), keys.tolist(), sizes.tolist(), strict=True
+        )
+
+    def _careful(
+        self, at: _Layout, lines: Iterator[tuple[int, str]]
+    ) -> Iterator[_Event]:
+        """The events of any lines; refuses the first that is not valid by itself."""
+        form = at.form
+        for number, text in lines:
+            fields = _fields(text)
+            where = f"{self.name}:{number}"
+            # Checked before the line is looked at, so that what has no effect costs
+            # little too.
+            idle = number - len(self.ops)
+            if idle > _MAX_IDLE:
+                raise TraceError(
+                    f"{where}: {idle:,} lines without an event; "
+                    f"valid: at most {_MAX_IDLE:,}"
+                )
+            if len(fields) != at.num_fields:
+                raise TraceError(
+                    f"{where}: {len(fields)} fields; "
+                    f"valid: {at.num_fields}, as the header"
+                )
+            try:
+                op = form.ops[fields[at.op]]
+            except KeyError:
+                valid = ", ".join(form.ops)
+                raise TraceError(
+                    f"{where}: {form.op} is {_show(fields[at.op])}; valid: {valid}"
+                ) from None
+            if op is None:
+                continue
+            try:
+                key = form.parse_key(fields[at.key])
+            except ValueError:
+                raise TraceError(
+                    f"{where}: {form.key} is {_show(fields[at.key])}; "
+                    f"valid: {form.key_text}"
+                ) from None
+            size = _size(where, form, fields[at.size], optional=op == _FREE)
+            if not (form is _RMM and key == 0 and size == 0):
+                yield number, op, key, size
+
+    def _take(
+        self, at: _Layout, events: Iterator[_Event], first: int, block: bytes
+    ) -> None:
+        """Adds a block's events; refuses the first that the earlier ones rule out."""
+        live = self.live
+
+        def key_of(number: int) -> str:
+            line = block.split(b"\n")[number - first]
+            return _clip(_fields(_text(self.name, number, line))[at.key])
+
+        for number, op, key, size in events:
+            if op == _ALLOCATE:
+                if key in live:
+                    raise TraceError(
+                        f"{self.name}:{number}: allocates {key_of(number)}, which is "
+                        f"live; valid: one that is not"
+                    )
+                self.live_bytes += size
+                if self.live_bytes > MAX_BYTES:
+                    raise TraceError(
+                        f"{self.name}:{number}: {self.live_bytes:,} bytes are live; "
+                        f"valid: at most {MAX_BYTES:,}"
+                    )
+                if len(live) == MAX_LIVE:
+                    raise TraceError(
+                        f"{self.name}:{number}: too many allocations are live; "
+                        f"valid: at most {MAX_LIVE:,}"
+                    )
+                event = live[key] = (self.allocations, size)
+                self.allocations += 1
+            else:
+                if key not in live:
+                    raise TraceError(
+                        f"{self.name}:{number}: frees {key_of(number)}, which is not "
+                        f"live; valid: what an earlier line allocates"
+                    )
+                event = live.pop(key)
+                self.live_bytes -= event[1]
+            if len(self.ops) == MAX_EVENTS:
+                raise TraceError(
+                    f"{self.name}:{number}: too many events; "
+                    f"valid: at most {MAX_EVENTS:,}"
+                )
+            self.ops.append(op)
+            self.ids.append(event[0])
+            self.sizes.append(event[1])
 
 
 def _size(where: str, form: _Format, text: str, *, optional: bool) -> int:
