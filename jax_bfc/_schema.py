@@ -1,5 +1,7 @@
 """Checks JSON against a schema, as far as ours use JSON Schema."""
 
+import itertools
+import math
 import re
 from typing import Any, Final
 
@@ -14,6 +16,10 @@ _TYPES: Final[dict[str, tuple[type, ...]]] = {
     "boolean": (bool,),
     "null": (type(None),),
 }
+
+
+# So many items of an array are checked at once.
+_BLOCK: Final = 1024
 
 
 class SchemaError(ValueError):
@@ -64,5 +70,42 @@ def check(value: Any, schema: dict[str, Any], where: str = "$") -> None:
                     f"{where} has {_show(name)}; valid: {', '.join(properties)}"
                 )
     if isinstance(value, list) and "items" in schema:
-        for i, item in enumerate(value):
-            check(item, schema["items"], f"{where}[{i}]")
+        for start in range(0, len(value), _BLOCK):
+            block = value[start : start + _BLOCK]
+            if not _are_valid(block, schema["items"]):
+                for i, item in enumerate(block, start):
+                    check(item, schema["items"], f"{where}[{i}]")
+
+
+def _are_valid(values: list[Any], schema: dict[str, Any]) -> bool:
+    """Whether all are; several times faster than checking each.
+
+    Where it cannot tell, it is False, and `check` has to.
+    """
+    types = set(map(type, values))
+    if "enum" in schema:
+        return types <= {str} and set(values) <= set(schema["enum"])
+    names = schema.get("type", [])
+    names = names if isinstance(names, list) else [names]
+    allowed = {t for name in names for t in _TYPES.get(name, ())}
+    if not types <= allowed or "const" in schema or "pattern" in schema:
+        return False
+    if "minimum" in schema or "maximum" in schema:
+        low = schema.get("minimum", -math.inf)
+        high = schema.get("maximum", math.inf)
+        return types <= {int} and (
+            not values or (low <= min(values) and max(values) <= high)
+        )
+    if types == {dict}:
+        properties = schema.get("properties", {})
+        required = set(schema.get("required", ()))
+        return all(
+            required <= set(keys) <= set(properties) for keys in set(map(tuple, values))
+        ) and all(
+            _are_valid([value[name] for value in values if name in value], of_name)
+            for name, of_name in properties.items()
+        )
+    if types == {list}:
+        items = list(itertools.chain.from_iterable(values))
+        return _are_valid(items, schema.get("items", {}))
+    return types.isdisjoint({dict, list})
