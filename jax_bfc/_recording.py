@@ -202,7 +202,9 @@ def _read(name: str, lines: Iterator[bytes], first: int | None) -> Recording:
             fields = line.split(b",", 9)
             tail = tails.get(fields[9])
             if tail is None:
-                tail = tails[fields[9]] = _tail(fields[9], kernels)
+                tail = _tail(fields[9], kernels)
+                if len(tails) < _MAX_KERNELS:  # mostly all
+                    tails[fields[9]] = tail
             time_ns, address = int(fields[1]), int(fields[3], 16)
             identity, size, chunk = int(fields[7]), int(fields[4]), int(fields[8])
             lane, slot = int(fields[5]), int(fields[0])
@@ -238,7 +240,8 @@ def _read(name: str, lines: Iterator[bytes], first: int | None) -> Recording:
     blocks.append(np.array(rows, EVENT))
     recording = Recording(path=name, time=0)
     recording._events = np.concatenate(blocks)
-    recording._kernels = list(kernels)
+    unquote = urllib.parse.unquote
+    recording._kernels = [(unquote(name), unquote(label)) for name, label in kernels]
     recording.num_events = len(recording._events)
     recording.is_cut = more
     return recording
@@ -249,7 +252,7 @@ def _tail(text: bytes, kernels: dict[tuple[str, str], int]) -> tuple[int, int]:
     pool = _pool_index(device)
     if not kernel:
         return pool, NO_KERNEL
-    key = urllib.parse.unquote(kernel), urllib.parse.unquote(label)
+    key = kernel, label  # as written: to decode them all would take long
     if len(kernels) >= _MAX_KERNELS and key not in kernels:
         raise ValueError(kernel)
     return pool, kernels.setdefault(key, len(kernels))

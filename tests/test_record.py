@@ -198,3 +198,17 @@ def test_a_file_that_is_no_recording_is_refused(
     with pytest.raises(jax_bfc.RecordingError, match=re.escape(f"{path}{where}")) as e:
         _recording.read_recording(path)
     assert "\n" not in str(e.value)
+
+
+def test_ways_to_write_a_name_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_recording, "_MAX_KERNELS", 2)
+    lines = [f"{LINE[:-2]}{name},\n" for name in ("a", "%61", "a", "%62")]
+    path = tmp_path / "a.csv"
+    path.write_text(_recording.HEADER + "\n" + "".join(lines[:3]))
+    read = _recording.read_recording(path)
+    assert [read.kernels[i] for i in read.events["kernel"]] == [("a", "")] * 3
+    path.write_text(_recording.HEADER + "\n" + "".join(lines))
+    with pytest.raises(jax_bfc.RecordingError, match=":5: is no event"):
+        _recording.read_recording(path)
