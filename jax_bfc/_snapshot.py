@@ -25,7 +25,7 @@ __all__ = [
 
 STATES: Final = ("in_use", "cached", "waiting", "free", "unmapped")
 _FORMAT: Final = "jax_bfc snapshot"
-MAX_FILE_BYTES: Final = 64 << 20
+MAX_FILE_BYTES: Final = 16 << 20  # some 100,000 chunks
 
 
 class SnapshotError(ValueError):
@@ -165,7 +165,7 @@ class Snapshot:
         Args:
             path: is replaced where it exists.
             format: "jax_bfc", what :meth:`to_json` gives and
-                ``python -m jax_bfc view`` reads, or "memory_viz", what
+                ``python -m jax_bfc view`` reads (up to 16 MiB), or "memory_viz", what
                 :meth:`to_memory_viz` gives.
 
         Raises:

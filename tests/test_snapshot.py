@@ -294,7 +294,7 @@ def test_a_file_that_is_too_large_or_missing_is_refused(tmp_path: Path) -> None:
         _snapshot.read_snapshot(tmp_path / "none.json")
     with (tmp_path / "large.json").open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(_snapshot.SnapshotError, match="is larger than 67,108,864"):
+    with pytest.raises(_snapshot.SnapshotError, match="is larger than 16,777,216"):
         _snapshot.read_snapshot(tmp_path / "large.json")
 
 

@@ -166,7 +166,8 @@ def test_a_long_recording_is_cut_and_says_so(
     [
         (None, "cannot be read: No such file"),
         (b"", "is no snapshot"),
-        (b"\x00" * (32 << 20), "is no snapshot"),
+        (b"\x00" * (8 << 20), "is no snapshot"),
+        (b"\x00" * (32 << 20), "is larger than 16,777,216 bytes"),
         (b"op,id,bytes,stream\na,0,1,0\n", "is no snapshot"),
         (b'{"format": "jax_bfc snapshot"}', "$ has no 'version'"),
         (b'{"format": "jax_bfc snapshot", "x": ' + b"[" * 10**6, "is no snapshot"),
