@@ -3,7 +3,9 @@
 import atexit
 import contextlib
 import functools
+import os
 import sys
+import threading
 from typing import Any
 
 from jax_bfc import _core
@@ -62,6 +64,17 @@ def index_of(device: Any) -> int:
 
 
 _default_at_exit: int | None = None
+# Held while JAX is asked for the default device, so that exit waits for it.
+_asking = threading.RLock()
+
+
+def _renew_lock() -> None:
+    """In a forked child: another thread of the parent's may have had it."""
+    global _asking
+    _asking = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 @atexit.register
@@ -69,19 +82,21 @@ def _keep_default() -> None:
     """JAX drops its backends at exit, after this has run; a daemon thread that goes on
     would make it start them anew while the interpreter ends, which can abort."""
     global _default_at_exit
-    with contextlib.suppress(ValueError, RuntimeError):  # none that we serve
+    # Or there is none that we serve.
+    with _asking, contextlib.suppress(ValueError, RuntimeError):
         _default_at_exit = started_default()
 
 
 def index_or_default(device: Any) -> int:
     """The same, where ``None`` is JAX's default device (starts its backend)."""
     if device is None:
-        if _default_at_exit is not None:
-            return _default_at_exit
-        jax = _jax()
-        device = jax.config.jax_default_device or jax.local_devices()[0]
-        if isinstance(device, str):  # jax_default_device may name a platform
-            device = jax.local_devices(backend=device)[0]
+        with _asking:
+            if _default_at_exit is not None:
+                return _default_at_exit
+            jax = _jax()
+            device = jax.config.jax_default_device or jax.local_devices()[0]
+            if isinstance(device, str):  # jax_default_device may name a platform
+                device = jax.local_devices(backend=device)[0]
     return index_of(device)
 
 

@@ -361,6 +361,34 @@ device = jax.devices()[0]
     assert output_of(code) == "100 200 True"
 
 
+def test_exit_waits_for_a_thread_that_asks_jax_for_its_default_device() -> None:
+    code = """
+import atexit, threading, time
+
+def last():  # after JAX's own, which drops its backends
+    before = list(xla_bridge._backends)
+    time.sleep(1)
+    print(list(xla_bridge._backends) == before)
+
+atexit.register(last)
+import jax, jax_bfc
+from jax._src import xla_bridge
+jax.devices()
+local_devices, inside = jax.local_devices, threading.Event()
+
+def slow(*args, **kwargs):
+    jax.local_devices = local_devices
+    inside.set()
+    time.sleep(0.5)
+    return local_devices(*args, **kwargs)
+
+jax.local_devices = slow
+threading.Thread(target=lambda: jax_bfc.scratch(1), daemon=True).start()
+inside.wait()
+"""
+    assert output_of(code) == "True"
+
+
 def test_the_library_shows_nothing_but_its_two_entries() -> None:
     """It is visible to the whole process: another name would hide XLA's own."""
     if (nm := shutil.which("nm")) is None:
