@@ -110,7 +110,7 @@ def build(
     if nvcc is None and Path("/usr/local/cuda/bin/nvcc").exists():
         nvcc = "/usr/local/cuda/bin/nvcc"
     if nvcc is None:
-        raise SystemExit("gpu.py: nvcc was not found. Put CUDA's bin on the PATH")
+        raise SystemExit("nvcc was not found. Put CUDA's bin on the PATH")
     source = _HERE / "gpu"
     with concurrent.futures.ThreadPoolExecutor() as pool:
         handlers = pool.submit(
