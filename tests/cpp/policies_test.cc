@@ -226,20 +226,23 @@ std::vector<TraceEvent> RandomTrace(uint64_t seed, int events) {
   return trace;
 }
 
+struct AlwaysSplit : XlaBins {
+  static constexpr bool Splits(uint64_t, uint64_t) { return true; }
+};
+
 TEST(XlaBinsThatAlwaysSplitPlaceAsTheArena) {
   for (const uint64_t seed : testing::Seeds({1, 2, 3})) {
     const std::vector<TraceEvent> trace = RandomTrace(seed, 3000);
     const std::vector<uint64_t> expected = ArenaOffsets(Prepare(trace));
-    FreeLine<XlaBins> line(false);
+    FreeLine<AlwaysSplit> line(false);
     std::map<uint32_t, Piece> pieces;
     size_t allocations = 0;
     for (const TraceEvent& event : trace) {
       if (!event.is_allocate) {
-        line.Give(pieces.at(event.id));
+        line.Free(pieces.at(event.id));
         continue;
       }
-      const auto always = [](uint64_t, uint64_t) { return true; };
-      pieces[event.id] = line.Take(RoundedBytes(event.bytes), always).value();
+      pieces[event.id] = line.Allocate(event.bytes).value();
       CHECK_EQ(pieces[event.id].address, expected[allocations++]);
     }
   }

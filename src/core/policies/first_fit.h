@@ -43,6 +43,7 @@ class FirstFitIndex {
     }
     return lowest;
   }
+  static constexpr bool Splits(uint64_t, uint64_t) { return true; }
 
  private:
   std::array<std::map<uint64_t, uint64_t>, 65> holes_;  // address to bytes

@@ -1,9 +1,11 @@
-// The free holes of a line of addresses that grows at its end: what the
-// policies with holes of any size share. Neighbouring holes are always joined.
+// Policies with holes of any size, on a line of addresses that grows at its end.
+// Sizes round up to 256 bytes; neighbouring holes are always joined.
 //
-// An Index finds a hole by the policy's rule:
+// An Index is the policy's rule:
 //   void Insert(Piece), void Erase(Piece)
 //   std::optional<Piece> Find(uint64_t bytes): a hole of at least `bytes`
+//   static bool Splits(uint64_t hole_bytes, uint64_t bytes): whether a hole that
+//     is larger is cut
 #ifndef JAX_BFC_CORE_POLICIES_FREE_LINE_H_
 #define JAX_BFC_CORE_POLICIES_FREE_LINE_H_
 
@@ -14,28 +16,28 @@
 #include <optional>
 
 #include "core/policies/policy.h"
+#include "core/size_class.h"
 
 namespace jax_bfc {
 
 template <typename Index>
-class FreeLine {
+class FreeLine : public Policy {
  public:
   explicit FreeLine(bool whole_range_free)
       : whole_range_free_(whole_range_free) {}
 
-  // The start of the hole that the index finds, cut to `bytes` if
-  // `splits(hole bytes, bytes)`; else the end of the line.
-  template <typename Splits>
-  std::optional<Piece> Take(uint64_t bytes, Splits splits) {
+  // The start of the hole that the index finds; else the end of the line.
+  std::optional<Piece> Allocate(uint64_t requested_bytes) override {
+    const uint64_t bytes = RoundedBytes(requested_bytes);
     const std::optional<Piece> hole = index_.Find(bytes);
     if (!hole) return TakeAtEnd(bytes);
     Remove(*hole);
-    if (hole->bytes == bytes || !splits(hole->bytes, bytes)) return hole;
+    if (hole->bytes == bytes || !Index::Splits(hole->bytes, bytes)) return hole;
     Insert({hole->address + bytes, hole->bytes - bytes});
     return Piece{hole->address, bytes};
   }
 
-  void Give(Piece piece) {
+  void Free(Piece piece) override {
     auto next = holes_.lower_bound(piece.address);
     if (next != holes_.begin()) {
       const auto previous = std::prev(next);
@@ -57,8 +59,8 @@ class FreeLine {
     }
   }
 
-  uint64_t high_water_bytes() const { return high_water_bytes_; }
-  FreeSpace free_space() const {
+  uint64_t high_water_bytes() const override { return high_water_bytes_; }
+  FreeSpace free_space() const override {
     FreeSpace space;
     for (const auto& [address, bytes] : holes_) space.Add(bytes);
     if (high_water_bytes_ > end_) space.Add(high_water_bytes_ - end_);

@@ -44,10 +44,10 @@ class Slab : public Policy {
 
   std::optional<Piece> Allocate(uint64_t bytes) override {
     const uint64_t size = ClassBytes(bytes);
-    if (size > kMostSlotBytes) return TakeRun(size);
+    if (size > kMostSlotBytes) return line_.Allocate(size);
     std::set<uint64_t>& partial = partial_[size];
     if (partial.empty()) {
-      const std::optional<Piece> run = TakeRun(kSlabBytes);
+      const std::optional<Piece> run = line_.Allocate(kSlabBytes);
       if (!run) return std::nullopt;
       Slots slots{size, {}};
       for (uint64_t slot = kSlabBytes / size; slot-- > 0;) {
@@ -66,7 +66,7 @@ class Slab : public Policy {
 
   void Free(Piece piece) override {
     if (piece.bytes > kMostSlotBytes) {
-      line_.Give(piece);
+      line_.Free(piece);
       return;
     }
     const auto slab = std::prev(slabs_.upper_bound(piece.address));
@@ -76,7 +76,7 @@ class Slab : public Policy {
       return;
     }
     partial_[piece.bytes].erase(slab->first);
-    line_.Give({slab->first, kSlabBytes});
+    line_.Free({slab->first, kSlabBytes});
     slabs_.erase(slab);
   }
 
@@ -96,10 +96,6 @@ class Slab : public Policy {
     uint64_t bytes;
     std::set<uint64_t> free;  // addresses
   };
-
-  std::optional<Piece> TakeRun(uint64_t bytes) {
-    return line_.Take(bytes, [](uint64_t, uint64_t) { return true; });
-  }
 
   FreeLine<FirstFitIndex> line_;
   std::map<uint64_t, Slots> slabs_;                 // by address

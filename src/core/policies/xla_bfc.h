@@ -38,7 +38,11 @@ class XlaBins {
     }
     return std::nullopt;
   }
+  static constexpr bool Splits(uint64_t chunk_bytes, uint64_t bytes) {
+    return chunk_bytes >= bytes * 2 || chunk_bytes - bytes >= kMostWasteBytes;
+  }
 
+  static constexpr uint64_t kMostWasteBytes = uint64_t{128} << 20;
   static constexpr int kBins = 21;
   static constexpr int BinFor(uint64_t bytes) {
     return std::min<int>(kBins - 1, std::bit_width(bytes / kQuantum) - 1);
@@ -51,13 +55,8 @@ static_assert(XlaBins::BinFor(256) == 0);
 static_assert(XlaBins::BinFor(511 * 256) == 8);
 static_assert(XlaBins::BinFor(512 * 256) == 9);
 static_assert(XlaBins::BinFor(uint64_t{1} << 40) == 20);
-
-inline constexpr uint64_t kXlaMostWasteBytes = uint64_t{128} << 20;
-constexpr bool XlaSplits(uint64_t chunk_bytes, uint64_t bytes) {
-  return chunk_bytes >= bytes * 2 || chunk_bytes - bytes >= kXlaMostWasteBytes;
-}
-static_assert(XlaSplits(512, 256) && !XlaSplits(768, 512));
-static_assert(XlaSplits(uint64_t{384} << 20, uint64_t{256} << 20));
+static_assert(XlaBins::Splits(512, 256) && !XlaBins::Splits(768, 512));
+static_assert(XlaBins::Splits(uint64_t{384} << 20, uint64_t{256} << 20));
 
 }  // namespace jax_bfc
 
