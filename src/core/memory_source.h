@@ -44,6 +44,10 @@ class MemorySource {
   // Takes it away again, exactly as it was mapped; false leaves it mapped.
   virtual bool Unmap(uintptr_t address, size_t bytes) = 0;
 
+  // Takes over the options of another source with the same name, for what is
+  // mapped from now on. Thread-safe.
+  virtual void TakeOptions(const MemorySource& /*other*/) {}
+
   // How many bytes the source would still map at best.
   virtual size_t AvailableBytes() const {
     return std::numeric_limits<size_t>::max();

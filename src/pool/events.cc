@@ -3,9 +3,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <cerrno>
 #include <chrono>
-#include <iterator>
 #include <new>
 #include <utility>
 
@@ -70,17 +70,46 @@ void Recorder::StartAnewInChild() {
   current.store(new Recorder);
 }
 
+void BlockList::PushBack(std::unique_ptr<EventBlock> block) {
+  block->next = nullptr;
+  EventBlock* added = block.release();
+  (first_ == nullptr ? first_ : last_->next) = added;
+  last_ = added;
+  ++size_;
+}
+
+std::unique_ptr<EventBlock> BlockList::PopFront() {
+  std::unique_ptr<EventBlock> block(first_);
+  first_ = first_->next;
+  --size_;
+  return block;
+}
+
+void BlockList::Append(BlockList&& other) {
+  while (!other.empty()) PushBack(other.PopFront());
+}
+
+void BlockList::Swap(BlockList& other) noexcept {
+  std::swap(first_, other.first_);
+  std::swap(last_, other.last_);
+  std::swap(size_, other.size_);
+}
+
 void Recorder::Start(const Options& options) {
-  const std::lock_guard lock(mutex_);
+  // Zeroed now, so that no event pays for the first touch of a page.
+  BlockList empty;
+  while (options.file < 0 && empty.size() < options.kept_blocks) {
+    empty.PushBack(std::make_unique<EventBlock>());
+  }
+  auto rare = std::make_unique_for_overwrite<EventBlock>();
+  const Guard file_lock(file_mutex_);
+  const Guard lock(mutex_);
   options_ = options;
   offset_ = 0;
   start_ns_ = ClockNs();
   result_ = {};
-  rare_ = std::make_unique_for_overwrite<EventBlock>();
-  // Zeroed now, so that no event pays for the first touch of a page.
-  while (options_.file < 0 && empty_.size() < options_.kept_blocks) {
-    empty_.push_back(std::make_unique<EventBlock>());
-  }
+  rare_ = std::move(rare);
+  empty_ = std::move(empty);
   on_.store(true, std::memory_order_relaxed);
 }
 
@@ -88,80 +117,88 @@ uint64_t Recorder::NowNs() const { return ClockNs() - start_ns_; }
 
 std::unique_ptr<EventBlock> Recorder::Exchange(
     std::unique_ptr<EventBlock> full) {
-  if (waiting_blocks_.load(std::memory_order_relaxed) >= kMostWaiting) Write();
-  const std::lock_guard lock(mutex_);
-  const uint32_t count = full == nullptr ? 0 : full->count;
-  try {
-    if (full != nullptr) Keep(std::move(full));
-    return Empty();
-  } catch (const std::bad_alloc&) {
-    result_.dropped += count;
-    return nullptr;
-  }
+  const Guard lock(mutex_);
+  if (full != nullptr) Keep(std::move(full));
+  return Empty();
 }
 
 void Recorder::Keep(std::unique_ptr<EventBlock> block) {
   if (block->count == 0) return;
   result_.events += block->count;
   const bool full = block->full();  // else it is a slot's last
-  full_.push_back(std::move(block));
+  full_.PushBack(std::move(block));
   if (options_.file >= 0) {
     waiting_blocks_.store(full_.size(), std::memory_order_relaxed);
   } else if (full && full_.size() > options_.kept_blocks) {
-    result_.dropped += full_.front()->count;
-    empty_.push_back(std::move(full_.front()));
-    full_.pop_front();
+    result_.dropped += full_.first()->count;
+    empty_.PushBack(full_.PopFront());
   }
 }
 
 std::unique_ptr<EventBlock> Recorder::Empty() {
   // Not zeroed: that would touch each page once more.
-  if (empty_.empty()) return std::make_unique_for_overwrite<EventBlock>();
-  std::unique_ptr<EventBlock> block = std::move(empty_.back());
-  empty_.pop_back();
-  block->count = 0;
+  std::unique_ptr<EventBlock> block(
+      empty_.empty() ? new (std::nothrow) EventBlock : nullptr);
+  if (!empty_.empty()) block = empty_.PopFront();
+  if (block != nullptr) block->count = 0;
   return block;
 }
 
 void Recorder::Write() {
-  const std::lock_guard file_lock(file_mutex_);
-  std::deque<std::unique_ptr<EventBlock>> full;
+  const Guard file_lock(file_mutex_);
+  BlockList full;
   int error = 0;
   {
-    const std::lock_guard lock(mutex_);
+    const Guard lock(mutex_);
     if (options_.file < 0) return;
-    full.swap(full_);
+    full.Swap(full_);
     waiting_blocks_.store(0, std::memory_order_relaxed);
     error = result_.error;
+    // Where each of them is: what cannot be noted is not written.
+    try {
+      result_.written.reserve(
+          std::max(result_.written.capacity(),
+                   std::bit_ceil(result_.written.size() + full.size())));
+    } catch (const std::bad_alloc&) {
+      error = ENOMEM;
+    }
   }
-  std::vector<Blocks::Written> written;
-  uint64_t dropped = 0;
-  for (const auto& block : full) {
+  BlockList done;
+  while (!full.empty()) {
+    std::unique_ptr<EventBlock> block = full.PopFront();
     const size_t bytes = block->count * sizeof(Event);
     if (error == 0) {
       error = WriteAll(options_.file, block->events.data(), bytes, offset_);
     }
-    if (error == 0) {
-      written.push_back({offset_, block->events[0].time_ns, block->count});
-      offset_ += bytes;
-    } else {
-      dropped += block->count;
+    {
+      const Guard lock(mutex_);
+      if (error == 0) {
+        result_.written.push_back(
+            {offset_, block->events[0].time_ns, block->count});
+        offset_ += bytes;
+      } else {
+        result_.dropped += block->count;
+      }
     }
+    done.PushBack(std::move(block));
   }
-  const std::lock_guard lock(mutex_);
-  result_.written.insert(result_.written.end(), written.begin(), written.end());
-  result_.dropped += dropped;
+  const Guard lock(mutex_);
   result_.error = error;
-  for (auto& block : full) empty_.push_back(std::move(block));
+  empty_.Append(std::move(done));
 }
 
 void Recorder::Note(Event event) {
-  const std::lock_guard lock(mutex_);
-  if (rare_ == nullptr) return;  // it has just been stopped
+  const Guard lock(mutex_);
+  if (rare_ == nullptr) return;  // it is off
   event.time_ns = NowNs();
   if (rare_->full()) {
-    Keep(std::move(rare_));
-    rare_ = Empty();
+    if (std::unique_ptr<EventBlock> next = Empty()) {
+      Keep(std::exchange(rare_, std::move(next)));
+    } else {
+      result_.events += rare_->count;
+      result_.dropped += rare_->count;
+      rare_->count = 0;
+    }
   }
   rare_->events[rare_->count++] = event;
 }
@@ -169,17 +206,17 @@ void Recorder::Note(Event event) {
 Recorder::Blocks Recorder::Stop() {
   on_.store(false, std::memory_order_relaxed);
   {
-    const std::lock_guard lock(mutex_);
-    Keep(std::move(rare_));
+    const Guard lock(mutex_);
+    if (rare_ != nullptr) Keep(std::move(rare_));
+    rare_ = nullptr;
   }
   Write();
-  const std::lock_guard file_lock(file_mutex_);
-  const std::lock_guard lock(mutex_);
+  const Guard file_lock(file_mutex_);
+  const Guard lock(mutex_);
   Blocks result = std::move(result_);
-  result.kept.assign(std::make_move_iterator(full_.begin()),
-                     std::make_move_iterator(full_.end()));
-  full_.clear();
-  empty_.clear();
+  result.kept = std::move(full_);
+  full_ = {};
+  empty_ = {};
   result_ = {};
   options_ = {};
   waiting_blocks_.store(0, std::memory_order_relaxed);
@@ -195,8 +232,9 @@ bool MergeEvents(const Recorder::Blocks& blocks, int file,
   };
   std::vector<Source> sources;
   sources.reserve(blocks.kept.size() + blocks.written.size());
-  for (const auto& block : blocks.kept) {
-    sources.push_back({block->events[0].time_ns, block.get(), nullptr});
+  for (const EventBlock* block = blocks.kept.first(); block != nullptr;
+       block = block->next) {
+    sources.push_back({block->events[0].time_ns, block, nullptr});
   }
   for (const auto& written : blocks.written) {
     sources.push_back({written.first_time_ns, nullptr, &written});

@@ -3,26 +3,23 @@
 // since what comes later in the same order waits for what came before.
 //
 // The first lane of a CUDA pool has no order: it serves those who name no
-// stream. What is freed there waits until the device is idle.
+// stream. What is freed there waits until the device is idle, see slot.h.
 #ifndef JAX_BFC_POOL_LANE_H_
 #define JAX_BFC_POOL_LANE_H_
 
 #include <cstddef>
 #include <memory>
-#include <mutex>
-#include <vector>
 
+#include "base/locks.h"
 #include "core/arena.h"
 
 namespace jax_bfc {
 
 struct Lane {
-  std::mutex mutex;              // guards all of it
+  Mutex mutex{LockRank::kLane};  // guards all of it
   std::unique_ptr<Arena> arena;  // made when first used
-  // Freed, but work that was submitted before may still touch them.
-  std::vector<ChunkId> deferred;
-  // Of those, and of what is held while it is trimmed: in use as far as the
-  // arena knows, and nobody's.
+  // Of what is held while it is trimmed: in use as far as the arena knows, and
+  // nobody's.
   size_t waiting_bytes = 0;
   size_t waiting_chunks = 0;
   size_t recorded_mapped_bytes = 0;  // as of the last event, see events.h

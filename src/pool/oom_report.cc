@@ -1,5 +1,7 @@
 #include "pool/oom_report.h"
 
+#include <algorithm>
+
 namespace jax_bfc {
 
 std::string WithCommas(size_t n) {
@@ -12,6 +14,9 @@ std::string OomReport::Text() const {
   std::string text = "jax_bfc: kernel '" + kernel + "' on " + device +
                      " asked for " + WithCommas(requested_bytes) +
                      " bytes of scratch";
+  if (chunk_bytes > limit_bytes && requested_bytes <= limit_bytes) {
+    text += " (a chunk of " + WithCommas(chunk_bytes) + ")";
+  }
   if (alignment > 256) text += " aligned to " + WithCommas(alignment);
   text += "; " + WithCommas(bytes_in_use) + " of " + WithCommas(limit_bytes) +
           " in use, " + WithCommas(mapped_bytes) +
@@ -26,18 +31,26 @@ std::string OomReport::Text() const {
     }
     text += ". ";
   }
-  if (requested_bytes > limit_bytes) {
+  // What it takes; a report that was made by hand may not say.
+  const size_t needed_bytes = std::max(requested_bytes, chunk_bytes);
+  if (needed_bytes > limit_bytes) {
     text +=
         "The request is larger than the limit: raise limit_bytes or "
         "memory_fraction in jax_bfc.configure().";
   } else if (device.starts_with("cuda") &&
-             device_available_bytes < requested_bytes &&
-             mapped_bytes + requested_bytes <= limit_bytes) {
+             device_available_bytes < needed_bytes &&
+             mapped_bytes + needed_bytes <= limit_bytes) {
     text +=
         "The limit would allow it, but the card has no more: JAX takes 75 % of "
         "it when it starts. Start with a lower XLA_CLIENT_MEM_FRACTION, or "
         "with XLA_PYTHON_CLIENT_PREALLOCATE=false.";
-  } else if (limit_bytes - bytes_in_use < requested_bytes) {
+  } else if (could_not_wait) {
+    text +=
+        "The device could not be waited for, so what is free in other streams' "
+        "lanes was not given back: a kernel has failed, or the card has not "
+        "even 256 bytes left.";
+  } else if (bytes_in_use > limit_bytes ||
+             limit_bytes - bytes_in_use < needed_bytes) {
     text +=
         "The limit is too small for what is in use together: raise limit_bytes "
         "or memory_fraction in jax_bfc.configure(), or run fewer kernels at "

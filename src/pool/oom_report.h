@@ -13,12 +13,15 @@ struct OomReport {
   std::string kernel;
   std::string device;
   size_t requested_bytes = 0;
+  size_t chunk_bytes = 0;  // that the request takes
   size_t alignment = 0;
   size_t limit_bytes = 0;
   size_t mapped_bytes = 0;
   size_t bytes_in_use = 0;
   size_t largest_free_bytes = 0;
   size_t device_available_bytes = 0;  // what the device itself has left
+  // Whether the device could not be waited for, so that nothing was trimmed.
+  bool could_not_wait = false;
   // The kernels that hold most, most first, at most five.
   std::vector<std::pair<std::string, size_t>> holders;
 

@@ -1,28 +1,33 @@
 #include "pool/peaks.h"
 
 #include <algorithm>
-#include <mutex>
 #include <numeric>
+#include <utility>
 
 namespace jax_bfc {
 
 uint64_t Peaks::Open(const std::vector<int64_t>& in_use) {
-  Block block{0, true, std::vector<int64_t>(kMaxKernels)};
-  const std::lock_guard lock(lock_);
+  std::map<uint64_t, Block> made;
+  made.emplace(0, Block{0, true, std::vector<int64_t>(kMaxKernels)});
+  auto node = made.extract(made.begin());
+  std::vector<int64_t> by_kernel = in_use;
+  by_kernel.resize(kMaxKernels);
+  const Guard lock(lock_);
   if (blocks_.empty()) {
-    by_kernel_ = in_use;
-    by_kernel_.resize(kMaxKernels);
+    by_kernel_.swap(by_kernel);
     kernels_ = static_cast<uint32_t>(in_use.size());
     in_use_ = std::accumulate(in_use.begin(), in_use.end(), int64_t{0});
   }
-  block.bytes = in_use_;
-  blocks_.emplace(++last_, std::move(block));
+  node.mapped().bytes = in_use_;
+  node.key() = ++last_;
+  blocks_.insert(std::move(node));
   return last_;
 }
 
 Peak Peaks::Read(uint64_t block) {
   Peak peak;
-  const std::lock_guard lock(lock_);
+  peak.by_kernel.reserve(kMaxKernels);
+  const Guard lock(lock_);
   const auto found = blocks_.find(block);
   if (found == blocks_.end()) return peak;
   const Block& b = found->second;
@@ -37,13 +42,14 @@ Peak Peaks::Read(uint64_t block) {
 }
 
 bool Peaks::Close(uint64_t block) {
-  const std::lock_guard lock(lock_);
-  blocks_.erase(block);
+  std::map<uint64_t, Block>::node_type closed;
+  const Guard lock(lock_);
+  closed = blocks_.extract(block);
   return !blocks_.empty();
 }
 
 void Peaks::Change(KernelId kernel, int64_t bytes) {
-  const std::lock_guard lock(lock_);
+  const Guard lock(lock_);
   if (bytes < 0) {
     for (auto& [name, block] : blocks_) {
       if (!block.rising) continue;

@@ -9,7 +9,7 @@
 // Cost: one lock for the pool per event, and a copy of the running sum when it
 // falls from a new peak, O(kernels). Nothing while no block is open.
 //
-// Thread-safe; the lock is taken after a slot's, and none after it.
+// Thread-safe. Memory is taken and given back without the lock.
 #ifndef JAX_BFC_POOL_PEAKS_H_
 #define JAX_BFC_POOL_PEAKS_H_
 
@@ -19,8 +19,8 @@
 #include <utility>
 #include <vector>
 
+#include "base/locks.h"
 #include "pool/kernel_table.h"
-#include "pool/spin_lock.h"
 
 namespace jax_bfc {
 
@@ -51,10 +51,10 @@ class Peaks {
     // At the peak, where that has passed.
     std::vector<int64_t> by_kernel;
   };
-  SpinLock lock_;
+  ShortLock lock_{LockRank::kPeaks};
   uint64_t last_ = 0;
   int64_t in_use_ = 0;
-  std::vector<int64_t> by_kernel_;  // kMaxKernels, while a block is open
+  std::vector<int64_t> by_kernel_;  // kMaxKernels, from the first block on
   uint32_t kernels_ = 0;            // those beyond hold nothing
   std::map<uint64_t, Block> blocks_;
 };

@@ -10,12 +10,15 @@
 // Captured again, a call site gets the same addresses for the same sizes. A
 // size that fits none of its chunks gets a new one; the old ones stay, since
 // an older graph may still use them.
+//
+// A capture that fails leaves XLA's executable unusable for ever. So what a
+// graph wants is given beyond the pool's limit where the device has it, and a
+// warning says so, once for each pool and as much again.
 #ifndef JAX_BFC_POOL_PINS_H_
 #define JAX_BFC_POOL_PINS_H_
 
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "pool/pool.h"
@@ -24,7 +27,9 @@ namespace jax_bfc {
 
 // The id of every pinned allocation of a pool: freeing one does nothing.
 constexpr uint64_t PinnedId(uint32_t pool) {
-  return uint64_t{pool} << 56 | uint64_t{0xFF} << 48 | 1;
+  constexpr uint32_t kNoSlot = (1u << AllocationId::kSlotBits) - 1;
+  static_assert(kNoSlot >= kSlots);
+  return AllocationId{pool, kNoSlot, 0, 1}.Pack();
 }
 
 // The pins of one call site, on every device. Thread-safe; destroyed when
@@ -48,8 +53,8 @@ class Pins {
     uint32_t index;
     Allocation allocation;
   };
-  std::mutex mutex_;
-  std::vector<Pin> pins_;
+  Mutex mutex_{LockRank::kGraphScratch};
+  std::vector<Pin> pins_ JAX_BFC_GUARDED_BY(mutex_);
 };
 
 // The same for a captured call whose call site is not known: pinned for the

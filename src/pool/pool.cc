@@ -3,18 +3,16 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/size_class.h"
 #include "pool/oom_hook.h"
+#include "pool/warn.h"
 
 namespace jax_bfc {
 namespace {
 
-static_assert(Pool::kStreams < kSlots);
-static_assert(kSlots < 255);  // a byte of an id, and of a stream's name
-constexpr uint32_t kUnordered = Pool::kNoStream;
-// No stream's id and 1: its slot is between two streams.
-constexpr uint64_t kNobody = ~uint64_t{0};
-
-constexpr uint64_t kGenerationMask = (uint64_t{1} << Pool::kGenerationBits) - 1;
+static_assert(kStreamLanes < kSlots);
+static_assert(kSlots < 1u << AllocationId::kSlotBits);
+static_assert(kSlots <= 1u << StreamRef::kLaneBits);
 
 }  // namespace
 
@@ -32,19 +30,15 @@ Pool::Pool(uint32_t index, std::string device, const PoolConfig& config,
       make_source_(std::move(make_source)),
       kernels_in_use_(std::make_unique<SharedGauge[]>(kMaxKernels)),
       kernels_pinned_(std::make_unique<std::atomic<int64_t>[]>(kMaxKernels)),
-      device_source_(make_source_(config)),
-      source_(device_source_.get(), budget),
+      source_(sources_.emplace_back(make_source_(config)).get(), budget),
       by_stream_(source_.runs_ahead()),
-      lanes_(by_stream_ ? 1 + kStreams : 1) {
+      lanes_(by_stream_ ? 1 + kStreamLanes : 1) {
   if (Recorder::on()) watchers_ = kRecorder;
   SetLimits(config);
 }
 
 void Pool::SetLimits(const PoolConfig& config) {
   config_ = config;
-  std::unique_ptr<MemorySource> source = make_source_(config);
-  source_.set_source(source.get());
-  device_source_ = std::move(source);
   // A peak is at most 0.4 % of the limit off for each slot, a cache holds at
   // most 1.6 %.
   constexpr size_t kLeast = size_t{1} << 20;
@@ -52,7 +46,8 @@ void Pool::SetLimits(const PoolConfig& config) {
   cache_max_bytes_ = std::max(kLeast, config.limit_bytes / 64);
   for (Lane& lane : lanes_) {
     if (lane.arena == nullptr) continue;
-    lane.arena->set_limit_bytes(config.limit_bytes);
+    lane.arena->set_limit_bytes(
+        std::max(config.limit_bytes, lane.arena->stats().mapped_bytes));
     lane.arena->set_growth(config.growth);
   }
 }
@@ -63,20 +58,34 @@ Arena& Pool::ArenaOf(Lane& lane) {
         std::make_unique<Arena>(&source_, config_.limit_bytes, config_.growth);
     if (config_.preallocate && !preallocated_.exchange(true)) {
       // As much as the system gives.
-      size_t bytes = config_.limit_bytes;
-      while (bytes >= source_.granularity() && !lane.arena->Grow(bytes)) {
-        bytes /= 2;
-      }
+      const size_t granularity = source_.granularity();
+      const size_t wanted =
+          RoundDown(std::min(config_.limit_bytes, source_.budget_limit_bytes()),
+                    granularity);
+      size_t bytes = std::min(wanted, source_.AvailableBytes());
+      while (bytes >= granularity && !lane.arena->Grow(bytes)) bytes /= 2;
+      short_bytes_ = wanted - lane.arena->stats().mapped_bytes;
     }
   }
   return *lane.arena;
 }
 
+void Pool::WarnIfShort() {
+  if (short_bytes_.load(std::memory_order_relaxed) == 0) [[likely]]
+    return;
+  const size_t missing = short_bytes_.exchange(0);
+  if (missing == 0) return;
+  Warn("jax_bfc: preallocate=True could not map " + WithCommas(missing) +
+       " bytes of the limit of " + device_ +
+       ": the system or the device has no more. Give a smaller limit_bytes or "
+       "memory_fraction in jax_bfc.configure(), or free memory elsewhere.");
+}
+
 Slot* Pool::NewSlot(uint32_t index) {
-  const std::lock_guard lock(slots_mutex_);
+  const Guard lock(slots_mutex_);
   Slot* slot = slots_[index].load(std::memory_order_acquire);
   if (slot == nullptr) {
-    const bool caches = !by_stream_ || index != kUnordered;
+    const bool caches = !by_stream_ || index != kNoStream;
     slot = new Slot(&LaneOfSlot(index), caches ? kCacheChunks : 0);
     slot->watchers = watchers_;
     slots_[index].store(slot, std::memory_order_release);
@@ -84,72 +93,79 @@ Slot* Pool::NewSlot(uint32_t index) {
   return slot;
 }
 
-Pool::LockedSlots Pool::LockSlots() {
-  LockedSlots locked{std::unique_lock(slots_mutex_), {}, {}};
-  for (std::atomic<Slot*>& slot_pointer : slots_) {
+// ---------------------------------------------------------------------------
+// All of it at one moment.
+
+Pool::Locked::Locked(Pool* pool, std::defer_lock_t)
+    : pool_(pool), none_new_(pool->slots_mutex_, std::defer_lock) {
+  // All memory that it takes is taken before the first lock is.
+  lanes_.reserve(pool->lanes_.size());
+  slots_.reserve(kSlots);
+  locks_.reserve(kSlots);
+}
+
+Pool::Locked::Locked(Pool* pool) : Locked(pool, std::defer_lock) {
+  LockNewSlots();
+  LockLanes();
+  LockSlots();
+}
+
+void Pool::Locked::LockNewSlots() { none_new_.lock(); }
+
+void Pool::Locked::LockLanes() {
+  for (Lane& lane : pool_->lanes_) lanes_.emplace_back(lane.mutex);
+}
+
+void Pool::Locked::LockSlots() {
+  for (const std::atomic<Slot*>& slot_pointer : pool_->slots_) {
     Slot* slot = slot_pointer.load(std::memory_order_acquire);
     if (slot == nullptr) continue;
-    locked.slots.push_back(slot);
-    locked.locks.emplace_back(slot->lock);
+    slots_.push_back(slot);
+    locks_.emplace_back(slot->lock);
   }
-  return locked;
 }
 
 // ---------------------------------------------------------------------------
 // Streams.
 
 uint32_t Pool::StreamOf(uint64_t stream_id) {
-  for (uint32_t i = 0; i < kStreams; ++i) {
-    const auto index = static_cast<uint32_t>(1 + (stream_id + i) % kStreams);
-    const Slot* slot = slots_[index].load(std::memory_order_acquire);
-    if (slot == nullptr) break;
-    // Before the id: if the slot changes hands in between, this is out of date,
-    // and Allocate sees it.
-    const uint32_t generation =
-        slot->stream_generation.load(std::memory_order_acquire);
-    if (stream_ids_[index].load(std::memory_order_acquire) == stream_id + 1) {
-      return index | generation << 8;
-    }
+  std::optional<StreamRef> ref = streams_.Find(stream_id);
+  if (!ref) {
+    ref = streams_.Assign(stream_id, [&](uint32_t lane, auto&& release) {
+      return Vacate(lane, release);
+    });
   }
-  return NewStream(stream_id);
+  return ref ? ref->Pack() : kNoStream;
 }
 
-uint32_t Pool::NewStream(uint64_t stream_id) {
-  const std::lock_guard lock(streams_mutex_);
-  const auto give = [&](uint32_t index) {
-    Slot* slot = SlotFor(index);
-    stream_ids_[index].store(stream_id + 1, std::memory_order_release);
-    return index | slot->stream_generation.load() << 8;
-  };
-  for (uint32_t i = 0; i < kStreams; ++i) {
-    const auto index = static_cast<uint32_t>(1 + (stream_id + i) % kStreams);
-    const uint64_t id = stream_ids_[index].load(std::memory_order_acquire);
-    if (id == 0 || id == stream_id + 1) return give(index);
-  }
-  for (uint32_t i = 0; i < kStreams; ++i) {
-    const uint32_t index = next_reassigned_;
-    next_reassigned_ = 1 + index % kStreams;
-    if (Reassign(index)) return give(index);
-  }
-  return kNoStream;
-}
-
-bool Pool::Reassign(uint32_t index) {
+template <typename Release>
+bool Pool::Vacate(uint32_t index, Release&& release) {
   Slot& slot = *SlotFor(index);
   Lane& lane = lanes_[index];
   {
-    const std::lock_guard slot_lock(slot.lock);
-    const std::lock_guard lane_lock(lane.mutex);
-    slot.Evict(slot.cached, [&](ChunkId chunk) { lane.arena->Free(chunk); });
+    const Guard slot_lock(slot.lock);
+    // Whoever has the lane is about to use it.
+    const std::unique_lock lane_lock(lane.mutex, std::try_to_lock);
+    if (!lane_lock.owns_lock()) return false;
+    Evicted evicted;
+    slot.Evict(slot.cached, &evicted);
+    for (uint32_t i = 0; i < evicted.count; ++i) {
+      lane.arena->Free(evicted.chunks[i]);
+    }
     if (lane.arena != nullptr &&
         lane.arena->stats().chunks_in_use != lane.waiting_chunks) {
       return false;
     }
-    slot.stream_generation.fetch_add(1);
-    stream_ids_[index].store(kNobody);
+    release();
   }
   // What the old stream still does, it does before the new one gets the memory.
-  return source_.WaitIdle();
+  return WaitIdle();
+}
+
+bool Pool::WaitIdle() {
+  const bool idle = source_.WaitIdle();
+  if (!idle) could_not_wait_.store(true, std::memory_order_relaxed);
+  return idle;
 }
 
 // ---------------------------------------------------------------------------
@@ -157,11 +173,11 @@ bool Pool::Reassign(uint32_t index) {
 
 bool Pool::Allocate(const Request& request, Allocation* made,
                     std::unique_ptr<OomReport>* report) {
-  const uint32_t slot_index = by_stream_ ? request.stream & 0xFF : ThreadSlot();
+  const uint32_t slot_index =
+      by_stream_ ? StreamRef::Unpack(request.stream).lane : ThreadSlot();
   Slot& slot = *SlotFor(slot_index);
   slot.lock.lock();
-  if (request.kernel < slot.kernels.size() && !IsStale(slot, request))
-      [[likely]] {
+  if (request.kernel < slot.kernels.size() && !IsStale(request)) [[likely]] {
     Entry* entry =
         slot.TakeCached(RoundedBytes(request.bytes), request.alignment);
     if (entry != nullptr) [[likely]] {
@@ -170,7 +186,7 @@ bool Pool::Allocate(const Request& request, Allocation* made,
       if (slot.watchers != 0) [[unlikely]] {
         NoteHandOut(slot, *entry, made->id);
         slot.lock.unlock();
-        if (Recorder::on()) Recorder::Get().WriteFull();
+        Recorder::WriteFull();
         return true;
       }
       slot.lock.unlock();
@@ -178,7 +194,7 @@ bool Pool::Allocate(const Request& request, Allocation* made,
     }
   }
   const bool fits = AllocateFromArena(slot, slot_index, request, made, report);
-  if (Recorder::on()) Recorder::Get().WriteFull();
+  if (Recorder::on()) Recorder::WriteFull();
   return fits;
 }
 
@@ -186,48 +202,47 @@ bool Pool::AllocateFromArena(Slot& slot, uint32_t slot_index,
                              const Request& request, Allocation* made,
                              std::unique_ptr<OomReport>* report) {
   std::unique_lock lock(slot.lock, std::adopt_lock);
-  slot.Counters(request.kernel);  // there from now on
+  Lane& lane = *slot.lane;
   const auto without_order = [&] {
     lock.unlock();
     Request again = request;
     again.stream = kNoStream;
     return Allocate(again, made, report);
   };
-  if (IsStale(slot, request)) return without_order();
-  Lane& lane = *slot.lane;
-  const auto enter = [&](ChunkId chunk) {
-    Entry& entry = slot.NewEntry();
-    entry.address = lane.arena->chunk(chunk).address;
-    entry.bytes = lane.arena->chunk(chunk).bytes;
-    entry.chunk = chunk;
-    HandOut(slot, slot_index, entry, request, made);
-    if (slot.watchers != 0) NoteHandOut(slot, entry, made->id);
-    return true;
-  };
-  {
-    const std::lock_guard lane_lock(lane.mutex);
-    const ChunkId chunk =
-        ArenaOf(lane).TryAllocate(request.bytes, request.alignment);
-    RecordMapping(lane);  // preallocated
-    if (chunk != kNoChunk) return enter(chunk);
+  slot.Prepare(request.kernel);
+  if (IsStale(request)) return without_order();
+  Piece piece;
+  if (const std::unique_lock lane_lock(lane.mutex, std::try_to_lock);
+      lane_lock.owns_lock() && lane.arena != nullptr) {
+    piece = PieceOf(lane,
+                    lane.arena->TryAllocate(request.bytes, request.alignment));
   }
-  // Not under the slot's lock: flushing takes every slot's in turn.
-  lock.unlock();
-  Flush(&lane);
-  if (request.may_wait) FreeDeferred(lane);
-  ChunkId chunk = AllocateByGrowing(lane, request.bytes, request.alignment);
-  if (chunk == kNoChunk && request.may_wait) {
-    reclaim_();
-    chunk = AllocateByGrowing(lane, request.bytes, request.alignment);
+  if (piece.chunk == kNoChunk) {
+    lock.unlock();
+    piece = TakePiece(slot, request);
+    WarnIfShort();
+    lock.lock();
   }
-  lock.lock();
-  slot.Counters(request.kernel);  // a reset may have dropped them
-  if (chunk != kNoChunk) {
-    const std::lock_guard lane_lock(lane.mutex);
-    if (!IsStale(slot, request)) return enter(chunk);
-    lane.arena->Free(chunk);
+  if (piece.chunk != kNoChunk) {
+    // As long as the piece is in use, the lane does not change hands.
+    bool room = true;
+    try {
+      slot.Prepare(request.kernel);  // somebody may have had what was there
+    } catch (...) {
+      room = false;
+    }
+    if (room && !IsStale(request)) {
+      Enter(slot, slot_index, piece, request, made);
+      return true;
+    }
+    lock.unlock();
+    Evicted back;
+    back.chunks[back.count++] = piece.chunk;
+    GiveBack(lane, back);
+    if (!room) throw std::bad_alloc();
+    lock.lock();
   }
-  if (IsStale(slot, request)) return without_order();
+  if (IsStale(request)) return without_order();
   if (request.may_wait && request.may_call_back && HasOomHook()) {
     lock.unlock();
     if (RunOomHook(Report(request))) {
@@ -245,6 +260,68 @@ bool Pool::AllocateFromArena(Slot& slot, uint32_t slot_index,
   *report = std::make_unique<OomReport>(Report(request));
   KeepReport(**report);
   return false;
+}
+
+Pool::Piece Pool::PieceOf(const Lane& lane, ChunkId id) {
+  if (id == kNoChunk) return {};
+  const Chunk& chunk = lane.arena->chunk(id);
+  return {id, chunk.address, chunk.bytes};
+}
+
+Pool::Piece Pool::TakePiece(Slot& slot, const Request& request) {
+  Lane& lane = *slot.lane;
+  {
+    const Guard lock(lane.mutex);
+    const ChunkId chunk =
+        ArenaOf(lane).TryAllocate(request.bytes, request.alignment);
+    RecordMapping(lane);  // preallocated
+    if (chunk != kNoChunk) return PieceOf(lane, chunk);
+  }
+  Flush(&lane);
+  if (request.may_wait) FreeDeferred(slot);
+  Piece piece = TakeByGrowing(lane, request);
+  if (piece.chunk == kNoChunk && request.may_wait) {
+    reclaim_();
+    piece = TakeByGrowing(lane, request);
+  }
+  return piece;
+}
+
+Pool::Piece Pool::TakeByGrowing(Lane& lane, const Request& request) {
+  const Guard lock(lane.mutex);
+  Arena& arena = ArenaOf(lane);
+  ChunkId chunk = arena.Allocate(request.bytes, request.alignment);
+  if (chunk == kNoChunk && request.may_exceed_limit) {
+    const BudgetedSource::BeyondBudget beyond;
+    // No more than is needed.
+    const size_t mapped = arena.stats().mapped_bytes;
+    const size_t step = RoundUp(RoundedBytes(request.bytes) + request.alignment,
+                                source_.granularity());
+    const size_t limit = arena.limit_bytes();
+    arena.set_limit_bytes(std::max(limit, mapped + step));
+    chunk = arena.Allocate(request.bytes, request.alignment);
+    arena.set_limit_bytes(std::max(limit, arena.stats().mapped_bytes));
+  }
+  RecordMapping(lane);
+  return PieceOf(lane, chunk);
+}
+
+void Pool::GiveBack(Lane& lane, const Evicted& evicted) {
+  if (evicted.count == 0) return;
+  const Guard lock(lane.mutex);
+  for (uint32_t i = 0; i < evicted.count; ++i) {
+    lane.arena->Free(evicted.chunks[i]);
+  }
+}
+
+void Pool::Enter(Slot& slot, uint32_t slot_index, const Piece& piece,
+                 const Request& request, Allocation* made) {
+  Entry& entry = slot.NewEntry();
+  entry.address = piece.address;
+  entry.bytes = piece.bytes;
+  entry.chunk = piece.chunk;
+  HandOut(slot, slot_index, entry, request, made);
+  if (slot.watchers != 0) NoteHandOut(slot, entry, made->id);
 }
 
 inline void Pool::HandOut(Slot& slot, uint32_t slot_index, Entry& entry,
@@ -267,68 +344,62 @@ inline void Pool::HandOut(Slot& slot, uint32_t slot_index, Entry& entry,
            MakeId(slot_index, entry)};
 }
 
-ChunkId Pool::AllocateByGrowing(Lane& lane, size_t bytes, size_t alignment) {
-  const std::lock_guard lock(lane.mutex);
-  const ChunkId chunk = ArenaOf(lane).Allocate(bytes, alignment);
-  RecordMapping(lane);
-  return chunk;
-}
-
 bool Pool::Free(void* ptr, uint64_t id) {
-  const uint32_t slot_index = SlotOf(id);
-  if (PoolOf(id) != index_ || slot_index >= kSlots) return false;
-  Slot* slot_pointer = slots_[slot_index].load(std::memory_order_acquire);
+  const AllocationId parts = AllocationId::Unpack(id);
+  if (parts.pool != index_ || parts.slot >= kSlots) return false;
+  Slot* slot_pointer = slots_[parts.slot].load(std::memory_order_acquire);
   if (slot_pointer == nullptr) return false;
   Slot& slot = *slot_pointer;
-  const std::lock_guard lock(slot.lock);
-  const uint32_t index = EntryOf(id);
-  if (index >= slot.entries.size()) return false;
-  Entry& entry = slot.entries[index];
-  if (entry.state != Entry::State::kLive ||
-      entry.generation != (id & kGenerationMask) ||
-      entry.address != reinterpret_cast<uintptr_t>(ptr)) {
-    return false;
-  }
-  if (slot.watchers != 0) [[unlikely]]
-    NoteFree(slot, entry, id);
-  entry.generation =
-      entry.generation == kGenerationMask ? 1 : entry.generation + 1;
-  const auto chunk_bytes = static_cast<int64_t>(entry.bytes);
-  const int64_t quantum = quantum_.load(std::memory_order_relaxed);
-  slot.requested_bytes -= entry.requested_bytes;
-  slot.in_use.Add(-chunk_bytes, quantum, in_use_);
-  slot.kernels[entry.kernel].in_use.Add(-chunk_bytes, quantum,
-                                        kernels_in_use_[entry.kernel]);
+  Evicted evicted;
+  bool watched = false;
+  {
+    const Guard lock(slot.lock);
+    if (parts.entry >= slot.entries.size()) return false;
+    Entry& entry = slot.entries[parts.entry];
+    if (entry.state != Entry::State::kLive ||
+        entry.generation != parts.generation ||
+        entry.address != reinterpret_cast<uintptr_t>(ptr)) {
+      return false;
+    }
+    watched = slot.watchers != 0;
+    if (watched) [[unlikely]]
+      NoteFree(slot, entry, id);
+    entry.generation = AllocationId::Next(entry.generation);
+    const auto chunk_bytes = static_cast<int64_t>(entry.bytes);
+    const int64_t quantum = quantum_.load(std::memory_order_relaxed);
+    slot.requested_bytes -= entry.requested_bytes;
+    slot.in_use.Add(-chunk_bytes, quantum, in_use_);
+    slot.kernels[entry.kernel].in_use.Add(-chunk_bytes, quantum,
+                                          kernels_in_use_[entry.kernel]);
 
-  const size_t max_bytes = cache_max_bytes_.load(std::memory_order_relaxed);
-  if (slot.cached == slot.cache_chunks ||
-      slot.cached_bytes + entry.bytes > max_bytes) [[unlikely]] {
-    if (!MakeRoom(slot, entry, max_bytes)) return true;
+    const size_t max_bytes = cache_max_bytes_.load(std::memory_order_relaxed);
+    if (slot.cached < slot.cache_chunks &&
+        slot.cached_bytes + entry.bytes <= max_bytes) [[likely]] {
+      slot.PutCached(entry);
+    } else {
+      MakeRoom(slot, entry, max_bytes, &evicted);
+    }
   }
-  slot.PutCached(entry);
+  GiveBack(*slot.lane, evicted);
+  if (watched) [[unlikely]]
+    Recorder::WriteFull();
   return true;
 }
 
-bool Pool::MakeRoom(Slot& slot, Entry& entry, size_t max_bytes) {
-  Lane& lane = *slot.lane;
-  const std::lock_guard lane_lock(lane.mutex);
+void Pool::MakeRoom(Slot& slot, Entry& entry, size_t max_bytes,
+                    Evicted* evicted) {
   if (slot.cache_chunks == 0) {
-    lane.StartWaiting(entry.chunk);
-    lane.deferred.push_back(entry.chunk);
-    slot.Retire(entry);
-    return false;
+    slot.Defer(entry);
+    return;
   }
-  const auto free_chunk = [&](ChunkId chunk) { lane.arena->Free(chunk); };
   if (entry.bytes > max_bytes) {
-    free_chunk(entry.chunk);
+    evicted->chunks[evicted->count++] = entry.chunk;
     slot.Retire(entry);
-    return false;
+    return;
   }
-  if (slot.cached == kCacheChunks) slot.Evict(kCacheEvicted, free_chunk);
-  while (slot.cached_bytes + entry.bytes > max_bytes) {
-    slot.Evict(1, free_chunk);
-  }
-  return true;
+  if (slot.cached == kCacheChunks) slot.Evict(kCacheEvicted, evicted);
+  while (slot.cached_bytes + entry.bytes > max_bytes) slot.Evict(1, evicted);
+  slot.PutCached(entry);
 }
 
 }  // namespace jax_bfc

@@ -11,10 +11,14 @@
 // same budget and grow, tell the out-of-memory hook and try once more, fail with
 // a report. The pool goes on.
 //
-// Locks: trimming's, a slot's, then its lane's; one slot at a time, but for
-// those who take all of them in the order of their index, after the mutex for
-// new slots. No lock is held in a callback. While anybody waits for the device
-// no lock is held that an allocation in a known stream takes, but by a reset.
+// Locks: base/locks.h has their order. A lane's mutex is held while its arena
+// grows, which takes system calls, so nobody waits for one with a slot's lock
+// held: Allocate and Free take chunks out of a slot first, or only try for the
+// lane. No lock is held in a callback. While anybody waits for the device no
+// lock is held that an allocation in a known stream takes, but by a reset.
+//
+// Where the host has no memory for records, std::bad_alloc leaves Allocate, and
+// nothing has changed. Free needs none.
 #ifndef JAX_BFC_POOL_POOL_H_
 #define JAX_BFC_POOL_POOL_H_
 
@@ -29,7 +33,9 @@
 #include <string>
 #include <vector>
 
+#include "base/locks.h"
 #include "core/arena.h"
+#include "pool/allocation_id.h"
 #include "pool/budget.h"
 #include "pool/events.h"
 #include "pool/kernel_table.h"
@@ -38,6 +44,7 @@
 #include "pool/peaks.h"
 #include "pool/slot.h"
 #include "pool/snapshot.h"
+#include "pool/streams/stream_table.h"
 #include "pool/thread_slot.h"
 #include "source/host.h"  // HugePages
 
@@ -55,8 +62,8 @@ struct PoolConfig {
   CudaMemoryKind cuda_memory = CudaMemoryKind::kAuto;
 };
 
-// Makes the source that a configuration asks for; those of one kind can stand
-// in for one another.
+// Makes the source that a configuration asks for. Of each kind a pool keeps the
+// first; the others only tell it their options.
 using SourceMaker =
     std::function<std::unique_ptr<MemorySource>(const PoolConfig&)>;
 std::unique_ptr<MemorySource> MakeHostSource(const PoolConfig& config);
@@ -110,20 +117,24 @@ class Pool {
   Pool& operator=(const Pool&) = delete;
 
   static constexpr uint32_t kNoStream = 0;
-  static constexpr uint32_t kStreams = 47;  // that have lanes at once
   struct Request {
     KernelId kernel;
-    size_t bytes;                 // at most kMaxRequest
-    size_t alignment;             // valid, see IsValidAlignment
-    bool new_call = true;         // counts a call of the kernel
-    uint32_t stream = kNoStream;  // from StreamOf; says nothing on the host
+    size_t bytes;          // at most kMaxRequest
+    size_t alignment;      // valid, see IsValidAlignment
+    bool new_call = true;  // counts a call of the kernel
+    // A packed StreamRef from StreamOf; says nothing on the host.
+    uint32_t stream = kNoStream;
     // Whether the device may be waited for, and other lanes trimmed. Not while
     // the thread captures a stream.
     bool may_wait = true;
     // Whether the out-of-memory hook may be called, see oom_hook.h.
     bool may_call_back = true;
+    // Whether the pool may map more than its limit for it.
+    bool may_exceed_limit = false;
   };
   // False, and the report, where it does not fit.
+  // Throws std::bad_alloc, or std::length_error where one slot has 2^24
+  // allocations: nothing has changed then.
   bool Allocate(const Request& request, Allocation* made,
                 std::unique_ptr<OomReport>* report);
 
@@ -151,6 +162,9 @@ class Pool {
   // the number of chunks. Nothing moves: caches stay as they are.
   PoolSnapshot Snapshot();
   void ResetPeaks();
+  // Says so, with no lock held, if more is mapped than the limit allows, each
+  // time that it is much more than before.
+  void WarnIfBeyondLimit();
   std::string LastOomReport();
 
   // The exact peak from now on, see peaks.h.
@@ -169,24 +183,12 @@ class Pool {
   // For those who change several pools at once (registry.h): locks everything.
   class Everything;
 
-  static constexpr uint32_t kGenerationBits = 24;
-  static constexpr uint32_t kIndexBits = 24;
-  // Pool, slot, entry, generation: 8 + 8 + 24 + 24 bits.
   uint64_t MakeId(uint32_t slot_index, const Entry& entry) const {
-    return uint64_t{index_} << 56 | uint64_t{slot_index} << 48 |
-           uint64_t{entry.index} << kGenerationBits | entry.generation;
+    return AllocationId{index_, slot_index, entry.index, entry.generation}
+        .Pack();
   }
-  // The pool of an allocation id, the index of its slot, and of its entry there.
-  static uint32_t PoolOf(uint64_t id) {
-    return static_cast<uint32_t>(id >> 56);
-  }
-  static uint32_t SlotOf(uint64_t id) {
-    return static_cast<uint32_t>(id >> 48 & 0xFF);
-  }
-  static uint32_t EntryOf(uint64_t id) {
-    constexpr uint64_t kMask = (uint64_t{1} << kIndexBits) - 1;
-    return static_cast<uint32_t>(id >> kGenerationBits & kMask);
-  }
+  // The pool of an allocation id.
+  static uint32_t PoolOf(uint64_t id) { return AllocationId::Unpack(id).pool; }
 
  private:
   Slot* SlotFor(uint32_t index) {
@@ -194,23 +196,39 @@ class Pool {
     return slot != nullptr ? slot : NewSlot(index);
   }
   Slot* NewSlot(uint32_t index);
-  uint32_t NewStream(uint64_t stream_id);
-  // Gives `index`, whose stream has nothing in use, to another stream.
-  bool Reassign(uint32_t index);
-  // The slots that threads use, each locked, in the order of their index, so
-  // that what is read or changed in all of them is of one moment. A thread's
-  // first use of the pool waits for `slots_mutex`, so that none is missed.
-  struct LockedSlots {
-    std::unique_lock<std::mutex> none_new;
-    std::vector<Slot*> slots;
-    std::vector<std::unique_lock<SpinLock>> locks;
+  // Takes the lane from its stream if that has nothing in use, by `release`,
+  // and waits for what it has submitted; see StreamTable::Assign.
+  template <typename Release>
+  bool Vacate(uint32_t lane, Release&& release);
+
+  // Every lane and every slot that is in use, locked, so that what is read or
+  // changed in them is of one moment. A thread's first use of the pool waits,
+  // so that none is missed.
+  class Locked {
+   public:
+    explicit Locked(Pool* pool);
+    Locked(const Locked&) = delete;
+    Locked& operator=(const Locked&) = delete;
+    // In three parts, for those who lock several pools.
+    Locked(Pool* pool, std::defer_lock_t);
+    void LockNewSlots();
+    void LockLanes();
+    void LockSlots();
+
+    const std::vector<Slot*>& slots() const { return slots_; }
+
+   private:
+    Pool* const pool_;
+    std::unique_lock<Mutex> none_new_;
+    std::vector<std::unique_lock<Mutex>> lanes_;
+    std::vector<Slot*> slots_;
+    std::vector<std::unique_lock<ShortLock>> locks_;
   };
-  LockedSlots LockSlots();
 
   // Bits of Slot::watchers.
   enum Watcher : uint32_t { kPeaks = 1, kRecorder = 2 };
   // REQUIRES: the slots are locked.
-  void SetWatcher(const LockedSlots& locked, Watcher watcher, bool on);
+  void SetWatcher(const Locked& locked, Watcher watcher, bool on);
   // Under the slot's lock: the entry was handed out, or is about to be freed.
   [[gnu::noinline]] void NoteHandOut(Slot& slot, const Entry& entry,
                                      uint64_t id);
@@ -220,36 +238,54 @@ class Pool {
   // time.
   void RecordMapping(Lane& lane);
   // Of a kind without a slot.
-  void RecordRare(EventKind kind, KernelId kernel, size_t requested_bytes,
+  void RecordRare(EventKind kind, uint32_t kernel, size_t requested_bytes,
                   size_t chunk_bytes, size_t lane = 0);
 
-  // Whether the stream has lost its slot since it was named.
-  bool IsStale(const Slot& slot, const Request& request) const {
-    return by_stream_ && slot.stream_generation.load(std::memory_order_relaxed)
-                                 << 8 !=
-                             (request.stream & ~uint32_t{0xFF});
+  // Whether the stream has lost its lane since it was named. Under the slot's
+  // lock it stays so.
+  bool IsStale(const Request& request) const {
+    return by_stream_ && !streams_.IsCurrent(StreamRef::Unpack(request.stream));
   }
+  // What an arena gave, not yet in a slot.
+  struct Piece {
+    ChunkId chunk = kNoChunk;
+    uintptr_t address = 0;
+    size_t bytes = 0;
+  };
   // The rest of Allocate, with the slot's lock held, which it releases.
   [[gnu::noinline]] bool AllocateFromArena(Slot& slot, uint32_t slot_index,
                                            const Request& request,
                                            Allocation* made,
                                            std::unique_ptr<OomReport>* report);
+  // With no lock held, the whole way: flush, grow, trim, grow.
+  Piece TakePiece(Slot& slot, const Request& request);
+  static Piece PieceOf(const Lane& lane, ChunkId chunk);
+  Piece TakeByGrowing(Lane& lane, const Request& request);
+  // REQUIRES: no slot's lock is held.
+  void GiveBack(Lane& lane, const Evicted& evicted);
+  // Under the slot's lock: the piece is handed out.
+  void Enter(Slot& slot, uint32_t slot_index, const Piece& piece,
+             const Request& request, Allocation* made);
   // Under the slot's lock, which has the kernel's counters.
   void HandOut(Slot& slot, uint32_t slot_index, Entry& entry,
                const Request& request, Allocation* made);
-  // Under the slot's lock: evicts until the cache has room for the entry; false
-  // where it never has, and the chunk went to the arena.
-  [[gnu::noinline]] bool MakeRoom(Slot& slot, Entry& entry, size_t max_bytes);
-  ChunkId AllocateByGrowing(Lane& lane, size_t bytes, size_t alignment);
+  // Under the slot's lock: where the entry goes, and which chunks must leave
+  // the cache for it, the entry's own where it is too large.
+  [[gnu::noinline]] void MakeRoom(Slot& slot, Entry& entry, size_t max_bytes,
+                                  Evicted* evicted);
   OomReport Report(const Request& request);
   void KeepReport(const OomReport& report);
 
   Lane& LaneOfSlot(uint32_t index) { return lanes_[by_stream_ ? index : 0]; }
   Arena& ArenaOf(Lane& lane);  // under its mutex: made when first used
+  // Says, with no lock held, that less was preallocated than was asked for.
+  void WarnIfShort();
   // Every front cache of the lane, or of all, into its arena.
   void Flush(const Lane* lane = nullptr);
-  // Waits for the device, then frees what was deferred.
-  void FreeDeferred(Lane& lane);
+  // As the source's, and kept for the next report if it fails.
+  bool WaitIdle();
+  // Waits for the device, then frees what was deferred in the slot before.
+  void FreeDeferred(Slot& slot);
   void SetLimits(const PoolConfig& config);
 
   const uint32_t index_;
@@ -258,7 +294,7 @@ class Pool {
   const SourceMaker make_source_;
   std::atomic<int64_t> quantum_;         // of the gauges, in bytes
   std::atomic<size_t> cache_max_bytes_;  // of one front cache
-  std::mutex slots_mutex_;               // taken first of all
+  Mutex slots_mutex_{LockRank::kNewSlots};
   std::array<std::atomic<Slot*>, kSlots> slots_{};
   uint32_t watchers_ = 0;  // of every slot, under slots_mutex_
   Peaks peaks_;
@@ -271,47 +307,63 @@ class Pool {
 
   // Written with every lock held, read with any lane's.
   PoolConfig config_;
-  std::unique_ptr<MemorySource> device_source_;
+  // One of each kind that was ever configured: another thread may be in one
+  // that is not in force any more.
+  std::vector<std::unique_ptr<MemorySource>> sources_;
   BudgetedSource source_;
   const bool by_stream_;
   std::vector<Lane> lanes_;
   std::atomic<bool> preallocated_{false};  // by the first lane that was used
 
-  // Which stream has which slot: its id and 1, 0 where there is none.
-  std::array<std::atomic<uint64_t>, kSlots> stream_ids_{};
-  std::mutex streams_mutex_;  // taken before all others, to change them
-  uint32_t next_reassigned_ = 1;
+  // What was to be preallocated and was not, until somebody has said so.
+  std::atomic<size_t> short_bytes_{0};
+  std::atomic<size_t> warned_of_mapped_{0};  // the last that was said
+  std::atomic<bool> could_not_wait_{false};  // since the last report
 
-  std::mutex trim_mutex_;  // one trim at a time: what it holds is soon back
-  std::mutex report_mutex_;
+  StreamTable streams_;
+  Mutex trim_mutex_{LockRank::kTrim};  // what a trim holds is soon back
+  Mutex report_mutex_{LockRank::kReport};
   std::string last_oom_report_;
 };
 
 // Holds every lock of a pool, its caches flushed.
 class Pool::Everything {
  public:
+  // Locks nothing yet: those who change several pools lock all of one kind
+  // before any of the next.
   explicit Everything(Pool* pool);
   Everything(const Everything&) = delete;
   Everything& operator=(const Everything&) = delete;
+  static constexpr int kPhases = 4;
+  void Lock(int phase);  // 0, 1, ... in this order
+  void LockAll() {
+    for (int phase = 0; phase < kPhases; ++phase) Lock(phase);
+  }
 
   uint64_t Live() const;  // allocations handed out
   size_t MappedBytes() const;
   size_t MappedAfterTrim() const;
   void Trim();  // REQUIRES: the source does not run ahead
+  // Makes what Apply needs; may throw, and nothing has changed then.
+  void Prepare(const PoolConfig& config);
+  bool ChangesSource() const;  // whether what was prepared does
+  // What was prepared is in force. Throws nothing.
   // REQUIRES: what is mapped is within the limit, and nothing is if the source
   // changes.
-  void Apply(const PoolConfig& config);
-  bool ChangesSource(const PoolConfig& config) const;
+  void Apply();
   // As new; false where the device cannot be waited for, or does not take its
   // memory back.
   // REQUIRES: Live() == 0.
   bool Reset();
 
  private:
+  void Flush();
+
   Pool* const pool_;
-  const std::lock_guard<std::mutex> trim_lock_;
-  const LockedSlots locked_;
-  std::vector<std::unique_lock<std::mutex>> lane_locks_;
+  std::unique_lock<Mutex> trim_lock_;
+  Locked locked_;
+  PoolConfig config_;
+  std::unique_ptr<MemorySource> prepared_;
 };
 
 }  // namespace jax_bfc

@@ -1,33 +1,50 @@
 // A Pool as a whole: configured, measured and emptied at one moment.
+#include <algorithm>
 #include <string_view>
+#include <utility>
 
 #include "pool/pool.h"
 
 namespace jax_bfc {
 
 Pool::Everything::Everything(Pool* pool)
-    : pool_(pool), trim_lock_(pool->trim_mutex_), locked_(pool->LockSlots()) {
-  // A lane without a slot is in nobody's use, and no slot is made meanwhile.
-  const Lane* last = nullptr;
-  for (const Slot* slot : locked_.slots) {
-    if (slot->lane == last) continue;  // the host's, which all share
-    lane_locks_.emplace_back(slot->lane->mutex);
-    last = slot->lane;
+    : pool_(pool),
+      trim_lock_(pool->trim_mutex_, std::defer_lock),
+      locked_(pool, std::defer_lock) {}
+
+void Pool::Everything::Lock(int phase) {
+  switch (phase) {
+    case 0:
+      return trim_lock_.lock();
+    case 1:
+      return locked_.LockNewSlots();
+    case 2:
+      return locked_.LockLanes();
+    default:
+      locked_.LockSlots();
+      Flush();
   }
-  for (Slot* slot : locked_.slots) {
-    slot->Evict(slot->cached,
-                [&](ChunkId chunk) { slot->lane->arena->Free(chunk); });
+}
+
+void Pool::Everything::Flush() {
+  for (Slot* slot : locked_.slots()) {
+    Evicted evicted;
+    slot->Evict(slot->cached, &evicted);
+    for (uint32_t i = 0; i < evicted.count; ++i) {
+      slot->lane->arena->Free(evicted.chunks[i]);
+    }
   }
 }
 
 uint64_t Pool::Everything::Live() const {
-  // The arenas' count: it also has what a thread has just got by growing and
-  // not yet entered in its slot.
+  // The arenas' count: it also has what is on its way between an arena and a
+  // slot.
   uint64_t live = 0;
   for (const Lane& lane : pool_->lanes_) {
     if (lane.arena == nullptr) continue;
     live += lane.arena->stats().chunks_in_use - lane.waiting_chunks;
   }
+  for (const Slot* slot : locked_.slots()) live -= slot->deferred_chunks;
   return live;
 }
 
@@ -55,24 +72,44 @@ void Pool::Everything::Trim() {
   }
 }
 
-bool Pool::Everything::ChangesSource(const PoolConfig& config) const {
-  return std::string_view(pool_->make_source_(config)->name()) !=
-         pool_->source_.name();
+void Pool::Everything::Prepare(const PoolConfig& config) {
+  config_ = config;
+  prepared_ = pool_->make_source_(config);
+  pool_->sources_.reserve(pool_->sources_.size() + 1);
 }
 
-void Pool::Everything::Apply(const PoolConfig& config) {
-  pool_->SetLimits(config);
+bool Pool::Everything::ChangesSource() const {
+  return std::string_view(prepared_->name()) != pool_->source_.name();
+}
+
+void Pool::Everything::Apply() {
+  const std::string_view name = prepared_->name();
+  std::vector<std::unique_ptr<MemorySource>>& sources = pool_->sources_;
+  auto source =
+      std::find_if(sources.begin(), sources.end(),
+                   [&](const auto& known) { return known->name() == name; });
+  if (source == sources.end()) {
+    source = sources.insert(source, std::move(prepared_));
+  } else {
+    (*source)->TakeOptions(*prepared_);
+  }
+  pool_->source_.set_source(source->get());
+  pool_->SetLimits(config_);
 }
 
 bool Pool::Everything::Reset() {
-  if (!pool_->source_.WaitIdle()) return false;
+  if (!pool_->WaitIdle()) return false;
+  for (Slot* slot : locked_.slots()) {
+    while (slot->deferred_chunks > 0) {
+      Evicted evicted;
+      slot->EndDeferred(slot->deferred_chunks, &evicted);
+      for (uint32_t i = 0; i < evicted.count; ++i) {
+        slot->lane->arena->Free(evicted.chunks[i]);
+      }
+    }
+  }
   for (Lane& lane : pool_->lanes_) {
     if (lane.arena == nullptr) continue;
-    for (const ChunkId chunk : lane.deferred) {
-      lane.EndWaiting(chunk);
-      lane.arena->Free(chunk);
-    }
-    lane.deferred.clear();
     lane.arena->Trim();
     pool_->RecordMapping(lane);
     if (lane.arena->stats().mapped_bytes != 0) return false;
@@ -81,7 +118,7 @@ bool Pool::Everything::Reset() {
   pool_->preallocated_ = false;
   pool_->source_.mapped().peak = 0;
   {
-    const std::lock_guard lock(pool_->report_mutex_);
+    const Guard lock(pool_->report_mutex_);
     pool_->last_oom_report_.clear();
   }
   pool_->in_use_.value = 0;
@@ -90,7 +127,7 @@ bool Pool::Everything::Reset() {
     pool_->kernels_in_use_[i].value = 0;
     pool_->kernels_in_use_[i].peak = 0;
   }
-  for (Slot* slot : locked_.slots) {
+  for (Slot* slot : locked_.slots()) {
     slot->in_use = {};
     slot->requested_bytes = 0;
     slot->cache_hits = 0;

@@ -2,7 +2,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/size_class.h"
 #include "pool/pool.h"
+#include "pool/warn.h"
 
 namespace jax_bfc {
 
@@ -10,13 +12,13 @@ PoolStats Pool::Stats() {
   PoolStats stats;
   GaugeSum in_use;
   size_t cached = 0;
-  const LockedSlots locked = LockSlots();
-  for (const Slot* slot : locked.slots) {
+  const Locked locked(this);
+  for (const Slot* slot : locked.slots()) {
     in_use.Add(slot->in_use);
     stats.requested_bytes += slot->requested_bytes;
-    stats.cached_bytes += slot->cached_bytes;
+    stats.cached_bytes += slot->cached_bytes + slot->deferred_bytes;
     stats.cache_hits += slot->cache_hits;
-    cached += slot->cached;
+    cached += slot->cached + slot->deferred_chunks;
     for (uint32_t i = 0; i < slot->cached; ++i) {
       stats.largest_free_bytes =
           std::max(stats.largest_free_bytes, slot->cache_bytes[i]);
@@ -34,16 +36,15 @@ PoolStats Pool::Stats() {
   stats.pinned_for_life_bytes =
       static_cast<size_t>(pinned_for_life_.load(std::memory_order_relaxed));
   stats.peak_bytes_in_use = in_use.Peak(in_use_);
-  for (Lane& lane : lanes_) {
-    const std::lock_guard lock(lane.mutex);
-    stats.limit_bytes =
-        std::min(config_.limit_bytes, source_.budget_limit_bytes());
+  stats.limit_bytes =
+      std::min(config_.limit_bytes, source_.budget_limit_bytes());
+  for (const Lane& lane : lanes_) {
     if (lane.arena == nullptr) continue;
     stats.arena += lane.arena->stats();
     stats.cached_bytes += lane.waiting_bytes;
     cached += lane.waiting_chunks;
   }
-  // With what a thread has just got by growing and not yet entered in its slot.
+  // With what is on its way between an arena and a slot.
   stats.live = stats.arena.chunks_in_use - cached;
   stats.arena.peak_mapped_bytes =
       static_cast<size_t>(source_.mapped().peak.load());
@@ -57,8 +58,8 @@ std::vector<KernelStats> Pool::Kernels() {
   std::vector<KernelStats> kernels(count);
   std::vector<GaugeSum> in_use(count);
   {
-    const LockedSlots locked = LockSlots();
-    for (const Slot* slot : locked.slots) {
+    const Locked locked(this);
+    for (const Slot* slot : locked.slots()) {
       for (size_t i = 0; i < slot->kernels.size() && i < count; ++i) {
         const KernelCounters& from = slot->kernels[i];
         KernelStats& to = kernels[i];
@@ -89,9 +90,10 @@ std::vector<KernelStats> Pool::Kernels() {
 }
 
 void Pool::CountPinned(uint64_t id, bool pinned, bool for_life) {
-  Slot& slot = *SlotFor(SlotOf(id));
+  const AllocationId parts = AllocationId::Unpack(id);
+  Slot& slot = *SlotFor(parts.slot);
   std::unique_lock lock(slot.lock);
-  Entry& entry = slot.entries[EntryOf(id)];
+  Entry& entry = slot.entries[parts.entry];
   entry.pinned = pinned;
   const KernelId kernel = entry.kernel;
   const size_t chunk_bytes = entry.bytes;
@@ -106,7 +108,7 @@ void Pool::CountPinned(uint64_t id, bool pinned, bool for_life) {
 
 void Pool::CountAgain(const Request& request) {
   Slot& slot = *SlotFor(kNoStream);
-  const std::lock_guard lock(slot.lock);
+  const Guard lock(slot.lock);
   KernelCounters& counters = slot.Counters(request.kernel);
   counters.calls += request.new_call;
   ++counters.allocations;
@@ -114,8 +116,8 @@ void Pool::CountAgain(const Request& request) {
 }
 
 void Pool::ResetPeaks() {
-  const LockedSlots locked = LockSlots();
-  for (Slot* slot : locked.slots) {
+  const Locked locked(this);
+  for (Slot* slot : locked.slots()) {
     slot->in_use.Publish(in_use_);
     for (size_t i = 0; i < slot->kernels.size(); ++i) {
       slot->kernels[i].in_use.Publish(kernels_in_use_[i]);
@@ -128,7 +130,6 @@ void Pool::ResetPeaks() {
   }
   source_.mapped().peak = source_.mapped().value.load();
   for (Lane& lane : lanes_) {
-    const std::lock_guard lock(lane.mutex);
     if (lane.arena != nullptr) lane.arena->ResetPeaks();
   }
 }
@@ -139,12 +140,14 @@ OomReport Pool::Report(const Request& request) {
   report.kernel = KernelName(request.kernel);
   report.device = device_;
   report.requested_bytes = request.bytes;
+  report.chunk_bytes = RoundedBytes(request.bytes);
   report.alignment = request.alignment;
   report.limit_bytes = stats.limit_bytes;
   report.mapped_bytes = stats.arena.mapped_bytes;
   report.bytes_in_use = stats.bytes_in_use;
   report.largest_free_bytes = stats.largest_free_bytes;
   report.device_available_bytes = source_.DeviceFreeBytes();
+  report.could_not_wait = could_not_wait_.exchange(false);
   for (const KernelStats& k : Kernels()) {
     if (k.bytes_in_use > 0) report.holders.emplace_back(k.name, k.bytes_in_use);
   }
@@ -155,13 +158,31 @@ OomReport Pool::Report(const Request& request) {
   return report;
 }
 
+void Pool::WarnIfBeyondLimit() {
+  const auto mapped = static_cast<size_t>(
+      source_.mapped().value.load(std::memory_order_relaxed));
+  const size_t limit = source_.budget_limit_bytes();
+  if (mapped <= limit) return;
+  size_t warned = warned_of_mapped_.load(std::memory_order_relaxed);
+  if (mapped / 2 < warned) return;
+  if (!warned_of_mapped_.compare_exchange_strong(warned, mapped)) return;
+  Warn(
+      "jax_bfc: " + device_ + " has " + WithCommas(mapped) +
+      " bytes of scratch mapped, beyond its limit of " + WithCommas(limit) +
+      ": CUDA graphs hold " +
+      WithCommas(static_cast<size_t>(pinned_.load(std::memory_order_relaxed))) +
+      ", and XLA cannot go on after a capture that fails. Raise limit_bytes or "
+      "memory_fraction in jax_bfc.configure(), or drop programs that are not "
+      "needed (jax.clear_caches()).");
+}
+
 void Pool::KeepReport(const OomReport& report) {
-  const std::lock_guard lock(report_mutex_);
+  const Guard lock(report_mutex_);
   last_oom_report_ = report.Text();
 }
 
 std::string Pool::LastOomReport() {
-  const std::lock_guard lock(report_mutex_);
+  const Guard lock(report_mutex_);
   return last_oom_report_;
 }
 

@@ -10,65 +10,72 @@ void Pool::Flush(const Lane* only) {
   for (std::atomic<Slot*>& slot_pointer : slots_) {
     Slot* slot = slot_pointer.load(std::memory_order_acquire);
     if (slot == nullptr || (only != nullptr && slot->lane != only)) continue;
-    Lane& lane = *slot->lane;
-    const std::lock_guard lock(slot->lock);
-    const std::lock_guard lane_lock(lane.mutex);
-    slot->Evict(slot->cached, [&](ChunkId chunk) { lane.arena->Free(chunk); });
+    Evicted evicted;
+    {
+      const Guard lock(slot->lock);
+      slot->Evict(slot->cached, &evicted);
+    }
+    GiveBack(*slot->lane, evicted);
   }
 }
 
-void Pool::FreeDeferred(Lane& lane) {
-  std::vector<ChunkId> chunks;
+void Pool::FreeDeferred(Slot& slot) {
+  uint64_t last = 0;
   {
-    const std::lock_guard lock(lane.mutex);
-    chunks.swap(lane.deferred);
+    const Guard lock(slot.lock);
+    if (slot.deferred_chunks == 0) return;
+    last = slot.deferred_ever;
   }
-  if (chunks.empty()) return;
-  const bool idle = source_.WaitIdle();
-  const std::lock_guard lock(lane.mutex);
-  if (!idle) {
-    lane.deferred.insert(lane.deferred.end(), chunks.begin(), chunks.end());
-    return;
-  }
-  for (const ChunkId chunk : chunks) {
-    lane.EndWaiting(chunk);
-    lane.arena->Free(chunk);
+  if (!WaitIdle()) return;
+  for (;;) {
+    Evicted evicted;
+    {
+      const Guard lock(slot.lock);
+      // What was deferred since then stays.
+      const uint64_t newer = slot.deferred_ever - last;
+      if (slot.deferred_chunks <= newer) return;
+      slot.EndDeferred(slot.deferred_chunks - newer, &evicted);
+    }
+    GiveBack(*slot.lane, evicted);
   }
 }
 
 size_t Pool::Trim() {
-  const std::lock_guard trim_lock(trim_mutex_);
+  const Guard trim_lock(trim_mutex_);
   Flush();
   if (!by_stream_) {
     Lane& lane = lanes_[0];
-    const std::lock_guard lock(lane.mutex);
+    const Guard lock(lane.mutex);
     const size_t bytes = lane.arena == nullptr ? 0 : lane.arena->Trim();
     RecordMapping(lane);
     return bytes;
   }
-  FreeDeferred(lanes_[kNoStream]);
+  FreeDeferred(*SlotFor(kNoStream));
   // Held, so that nobody starts to use them while the device finishes what did.
-  std::vector<std::pair<Lane*, ChunkId>> held;
+  std::vector<std::pair<Lane*, std::vector<ChunkId>>> held;
+  held.reserve(lanes_.size());
   for (Lane& lane : lanes_) {
-    const std::lock_guard lock(lane.mutex);
+    const Guard lock(lane.mutex);
     if (lane.arena == nullptr) continue;
-    for (const ChunkId chunk : lane.arena->HoldFreeSteps()) {
-      lane.StartWaiting(chunk);
-      held.emplace_back(&lane, chunk);
-    }
+    std::vector<ChunkId> chunks = lane.arena->HoldFreeSteps();
+    if (chunks.empty()) continue;
+    for (const ChunkId chunk : chunks) lane.StartWaiting(chunk);
+    held.emplace_back(&lane, std::move(chunks));
   }
   if (held.empty()) return 0;
-  const bool idle = source_.WaitIdle();
+  const bool idle = WaitIdle();
   size_t bytes = 0;
-  for (const auto& [lane, chunk] : held) {
-    const std::lock_guard lock(lane->mutex);
-    lane->EndWaiting(chunk);
-    if (idle) {
-      bytes += lane->arena->TrimHeld(chunk);
-      RecordMapping(*lane);
-    } else {
-      lane->arena->Free(chunk);
+  for (const auto& [lane, chunks] : held) {
+    const Guard lock(lane->mutex);
+    for (const ChunkId chunk : chunks) {
+      lane->EndWaiting(chunk);
+      if (idle) {
+        bytes += lane->arena->TrimHeld(chunk);
+      } else {
+        lane->arena->Free(chunk);
+      }
     }
+    RecordMapping(*lane);
   }
   return bytes;
 }

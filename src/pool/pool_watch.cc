@@ -6,9 +6,9 @@
 
 namespace jax_bfc {
 
-void Pool::SetWatcher(const LockedSlots& locked, Watcher watcher, bool on) {
+void Pool::SetWatcher(const Locked& locked, Watcher watcher, bool on) {
   watchers_ = on ? watchers_ | watcher : watchers_ & ~watcher;
-  for (Slot* slot : locked.slots) slot->watchers = watchers_;
+  for (Slot* slot : locked.slots()) slot->watchers = watchers_;
 }
 
 void Pool::NoteHandOut(Slot& slot, const Entry& entry, uint64_t id) {
@@ -33,12 +33,13 @@ void Pool::NoteFree(Slot& slot, const Entry& entry, uint64_t id) {
 // Peaks.
 
 uint64_t Pool::OpenPeak() {
-  const LockedSlots locked = LockSlots();
-  std::vector<int64_t> in_use(KernelCount());
+  std::vector<int64_t> in_use(kMaxKernels);
+  const Locked locked(this);
+  in_use.resize(KernelCount());
   for (size_t i = 0; i < in_use.size(); ++i) {
     in_use[i] = kernels_in_use_[i].value.load(std::memory_order_relaxed);
   }
-  for (const Slot* slot : locked.slots) {
+  for (const Slot* slot : locked.slots()) {
     // Names that came after the count was read hold nothing yet.
     for (size_t i = 0; i < slot->kernels.size() && i < in_use.size(); ++i) {
       in_use[i] += slot->kernels[i].in_use.delta;
@@ -50,7 +51,7 @@ uint64_t Pool::OpenPeak() {
 }
 
 void Pool::ClosePeak(uint64_t block) {
-  const LockedSlots locked = LockSlots();
+  const Locked locked(this);
   if (!peaks_.Close(block)) SetWatcher(locked, kPeaks, false);
 }
 
@@ -64,27 +65,28 @@ inline void Pool::Record(Slot& slot, const Entry& entry, uint64_t id,
     slot.events = recorder.Exchange(std::move(slot.events));
     if (slot.events == nullptr) return;  // the host has no memory: counted
   }
-  const auto slot_index = static_cast<uint8_t>(SlotOf(id));
+  const auto slot_index = static_cast<uint8_t>(AllocationId::Unpack(id).slot);
   slot.events->events[slot.events->count++] = {
       recorder.NowNs(),
       entry.address,
       id,
       entry.requested_bytes,
       entry.bytes,
-      entry.kernel,
+      static_cast<uint16_t>(entry.kernel),
+      static_cast<uint16_t>(index_),
       kind,
-      static_cast<uint8_t>(index_),
       by_stream_ ? slot_index : uint8_t{0},
-      slot_index};
+      slot_index,
+      0};
 }
 
-void Pool::RecordRare(EventKind kind, KernelId kernel, size_t requested_bytes,
+void Pool::RecordRare(EventKind kind, uint32_t kernel, size_t requested_bytes,
                       size_t chunk_bytes, size_t lane) {
   if (!Recorder::on()) return;
-  Recorder::Get().Note({0, 0, 0, requested_bytes, chunk_bytes, kernel, kind,
-                        static_cast<uint8_t>(index_),
-                        by_stream_ ? static_cast<uint8_t>(lane) : uint8_t{0},
-                        0});
+  Recorder::Get().Note(
+      {0, 0, 0, requested_bytes, chunk_bytes, static_cast<uint16_t>(kernel),
+       static_cast<uint16_t>(index_), kind,
+       by_stream_ ? static_cast<uint8_t>(lane) : uint8_t{0}, 0, 0});
 }
 
 void Pool::RecordMapping(Lane& lane) {
@@ -100,9 +102,8 @@ void Pool::RecordMapping(Lane& lane) {
 }
 
 void Pool::StartRecording() {
-  const LockedSlots locked = LockSlots();
+  const Locked locked(this);
   for (Lane& lane : lanes_) {
-    const std::lock_guard lock(lane.mutex);
     lane.recorded_mapped_bytes = 0;
     RecordMapping(lane);
   }
@@ -119,9 +120,9 @@ void Pool::StartRecording() {
 }
 
 void Pool::StopRecording() {
-  const LockedSlots locked = LockSlots();
+  const Locked locked(this);
   SetWatcher(locked, kRecorder, false);
-  for (Slot* slot : locked.slots) {
+  for (Slot* slot : locked.slots()) {
     if (slot->events == nullptr) continue;
     Recorder::Get().Exchange(std::move(slot->events));
     slot->events = nullptr;

@@ -13,8 +13,6 @@
 namespace jax_bfc {
 namespace {
 
-constexpr double kDefaultFraction = 0.8;
-
 // A CUDA device and what its pool may map. Both outlive the pool.
 struct CudaState {
   std::unique_ptr<CudaDevice> device;
@@ -27,41 +25,34 @@ size_t PartOf(size_t total_bytes, double fraction) {
 }
 
 struct Registry {
-  DeviceConfig all{.pool = {}, .memory_fraction = kDefaultFraction};
-  std::map<uint32_t, DeviceConfig> overrides;  // by index of the pool
-  Budget host_budget{PartOf(HostTotalBytes(), kDefaultFraction)};
+  Configuration configuration;
+  Budget host_budget{PartOf(HostTotalBytes(), Configuration::kDefaultFraction)};
   std::array<CudaState, kMaxCudaPools> cuda;
-
-  const DeviceConfig& ConfigOf(uint32_t index) const {
-    const auto found = overrides.find(index);
-    return found != overrides.end() ? found->second : all;
-  }
 };
 
 // Guards the configuration and the making of pools. Never taken with a pool's
 // lock held.
-std::mutex registry_mutex;
+constinit Mutex registry_mutex{LockRank::kRegistry};
 std::atomic<Registry*> current{nullptr};
 
 // Around a fork the locks are held, so that the child finds whole what they
-// guard. The pools' own locks and arenas may be anyhow: the child leaves them
-// alone and starts anew.
-void BeforeFork() {
+// guard. The pools' own locks and arenas may be in any state: the child leaves
+// them alone and starts anew.
+void BeforeFork() JAX_BFC_UNCHECKED {
   registry_mutex.lock();
-  LockKernelTable();
   LockCudaDriver();
+  LockKernelTable();
 }
-void AfterFork(bool in_child) {
-  UnlockCudaDriver(in_child);
+void AfterFork(bool in_child) JAX_BFC_UNCHECKED {
   UnlockKernelTable();
+  UnlockCudaDriver(in_child);
   registry_mutex.unlock();
 }
 void AfterForkInChild() {
   for (std::atomic<Pool*>& pool : internal::pools) pool.store(nullptr);
   if (const Registry* parents = current.load(std::memory_order_relaxed)) {
     auto* fresh = new Registry;
-    fresh->all = parents->all;
-    fresh->overrides = parents->overrides;
+    fresh->configuration = parents->configuration;
     fresh->host_budget.set_limit_bytes(parents->host_budget.limit_bytes());
     current.store(fresh, std::memory_order_release);
   }
@@ -132,35 +123,34 @@ std::unique_ptr<MemorySource> MakeCudaSource(CudaDevice* device,
 }
 
 Pool& MakeHostPool(uint32_t ordinal) {
-  const std::lock_guard lock(registry_mutex);
+  const Guard lock(registry_mutex);
   Registry& registry = LockedRegistry();
   std::atomic<Pool*>& place = internal::pools[ordinal];
   if (Pool* made = place.load(std::memory_order_acquire)) return *made;
   std::string why;
-  auto* pool =
-      new Pool(ordinal, "cpu:" + std::to_string(ordinal),
-               *Resolve(registry, ordinal, registry.ConfigOf(ordinal), &why),
-               &registry.host_budget, [] {
-                 for (Pool* other : AllPools()) {
-                   if (!IsCudaPool(other->index())) other->Trim();
-                 }
-               });
+  auto* pool = new Pool(
+      ordinal, "cpu:" + std::to_string(ordinal),
+      *Resolve(registry, ordinal, registry.configuration.Of(ordinal), &why),
+      &registry.host_budget, [] {
+        for (Pool* other : AllPools()) {
+          if (!IsCudaPool(other->index())) other->Trim();
+        }
+      });
   place.store(pool, std::memory_order_release);
   return *pool;
 }
 
 Pool* MakeCudaPool(uint32_t ordinal, std::string* why) {
-  const std::lock_guard lock(registry_mutex);
+  const Guard lock(registry_mutex);
   Registry& registry = LockedRegistry();
   const uint32_t index = CudaPoolIndex(ordinal);
   std::atomic<Pool*>& place = internal::pools[index];
   if (Pool* made = place.load(std::memory_order_acquire)) return made;
   std::optional<PoolConfig> config =
-      Resolve(registry, index, registry.ConfigOf(index), why);
+      Resolve(registry, index, registry.configuration.Of(index), why);
   if (!config) return nullptr;
   CudaState& state = registry.cuda[ordinal];
   CudaDevice* device = state.device.get();
-  config->limit_bytes = std::min(config->limit_bytes, device->FreeBytes());
   state.budget = std::make_unique<Budget>(config->limit_bytes);
   auto* pool = new Pool(
       index, "cuda:" + std::to_string(ordinal), *config, state.budget.get(),
@@ -183,6 +173,12 @@ struct LockedPool {
   std::unique_ptr<Pool::Everything> all;
   PoolConfig config;  // to be
 };
+
+void LockAll(const std::vector<LockedPool>& pools) {
+  for (int phase = 0; phase < Pool::Everything::kPhases; ++phase) {
+    for (const LockedPool& locked : pools) locked.all->Lock(phase);
+  }
+}
 
 std::string LimitRefusal(size_t limit_bytes, size_t kept_bytes) {
   return "limit_bytes=" + WithCommas(limit_bytes) + " is below the " +
@@ -219,7 +215,7 @@ std::vector<Pool*> AllPools() {
 }
 
 CudaDevice* FindCudaDevice(uint32_t ordinal, std::string* why) {
-  const std::lock_guard lock(registry_mutex);
+  const Guard lock(registry_mutex);
   return LockedCudaDevice(LockedRegistry(), ordinal, why);
 }
 
@@ -239,92 +235,98 @@ std::optional<uint32_t> CudaStreamOf(Pool& pool, uint32_t ordinal,
 }
 
 std::optional<PoolConfig> ConfigOfDevice(uint32_t index, std::string* why) {
-  const std::lock_guard lock(registry_mutex);
+  const Guard lock(registry_mutex);
   Registry& registry = LockedRegistry();
-  return Resolve(registry, index, registry.ConfigOf(index), why);
+  return Resolve(registry, index, registry.configuration.Of(index), why);
 }
 
 size_t HostBudgetBytes() {
-  const std::lock_guard lock(registry_mutex);
+  const Guard lock(registry_mutex);
   return LockedRegistry().host_budget.limit_bytes();
+}
+
+Configuration CurrentConfiguration() {
+  const Guard lock(registry_mutex);
+  return LockedRegistry().configuration;
 }
 
 std::optional<std::string> Configure(std::optional<uint32_t> index,
                                      const DeviceConfig& config) {
-  const std::lock_guard lock(registry_mutex);
+  Configuration wanted;
+  if (index) {
+    wanted = CurrentConfiguration();
+    wanted.overrides[*index] = config;
+  } else {
+    wanted.all = config;
+  }
+  return Configure(std::move(wanted));
+}
+
+std::optional<std::string> Configure(Configuration wanted) {
+  const Guard lock(registry_mutex);
   Registry& registry = LockedRegistry();
+  std::string why;
+  const size_t budget = Resolve(registry, 0, wanted.all, &why)->limit_bytes;
+  // All memory that the change takes is taken before anything changes.
   std::vector<LockedPool> pools;
-  for (Pool* pool : PoolsOf(index)) {
-    std::string why;
+  for (Pool* pool : AllPools()) {
     std::optional<PoolConfig> resolved =
-        Resolve(registry, pool->index(), config, &why);
+        Resolve(registry, pool->index(), wanted.Of(pool->index()), &why);
     if (!resolved) return why + ". Nothing was changed.";
-    if (IsCudaPool(pool->index())) {
-      // With no lock held, since it waits for the device.
-      if (pool->Stats().arena.mapped_bytes > resolved->limit_bytes) {
-        pool->Trim();
-      }
-      const CudaDevice& device =
-          *registry.cuda[pool->index() - kMaxHostPools].device;
-      resolved->limit_bytes =
-          std::min(resolved->limit_bytes,
-                   device.FreeBytes() + pool->Stats().arena.mapped_bytes);
+    if (IsCudaPool(pool->index()) &&
+        pool->Stats().arena.mapped_bytes > resolved->limit_bytes) {
+      pool->Trim();  // with no lock held, since it waits for the device
     }
-    pools.push_back({pool, nullptr, *resolved});
+    pools.push_back(
+        {pool, std::make_unique<Pool::Everything>(pool), *resolved});
   }
-  for (LockedPool& locked : pools) {
-    locked.all = std::make_unique<Pool::Everything>(locked.pool);
-  }
+  LockAll(pools);
+  for (const LockedPool& locked : pools) locked.all->Prepare(locked.config);
 
   size_t host_mapped = 0;
   size_t host_kept = 0;
   for (const auto& [pool, all, resolved] : pools) {
-    if (!IsCudaPool(pool->index())) {
+    const bool on_host = !IsCudaPool(pool->index());
+    const size_t kept = on_host ? all->MappedAfterTrim() : all->MappedBytes();
+    if (on_host) {
       host_mapped += all->MappedBytes();
-      host_kept += all->MappedAfterTrim();
-      continue;
+      host_kept += kept;
     }
-    if (all->ChangesSource(resolved) && all->Live() > 0) {
+    if (all->ChangesSource() && all->Live() > 0) {
       return "the source of " + pool->device() +
              " cannot change while scratch is in use: " +
              WithCommas(all->Live()) +
              " allocations are not yet freed. Nothing was changed.";
     }
-    if (all->MappedBytes() > resolved.limit_bytes) {
-      return LimitRefusal(resolved.limit_bytes, all->MappedBytes());
+    if (kept > resolved.limit_bytes) {
+      return LimitRefusal(resolved.limit_bytes, kept);
     }
   }
+  if (host_kept > budget) return LimitRefusal(budget, host_kept);
   for (const auto& [pool, all, resolved] : pools) {
-    if (!IsCudaPool(pool->index()) && host_kept > resolved.limit_bytes) {
-      return LimitRefusal(resolved.limit_bytes, host_kept);
+    if (all->ChangesSource() && !all->Reset()) {
+      return "the source of " + pool->device() +
+             " cannot change, since the device does not answer. Nothing was "
+             "changed.";
     }
   }
   for (const auto& [pool, all, resolved] : pools) {
     if (IsCudaPool(pool->index())) {
-      if (all->ChangesSource(resolved) && !all->Reset()) {
-        return "the device does not answer, so its source was not changed.";
-      }
       registry.cuda[pool->index() - kMaxHostPools].budget->set_limit_bytes(
           resolved.limit_bytes);
-    } else if (host_mapped > resolved.limit_bytes) {
+    } else if (host_mapped > budget ||
+               all->MappedBytes() > resolved.limit_bytes) {
       all->Trim();
     }
-    all->Apply(resolved);
+    all->Apply();
   }
-  if (index) {
-    registry.overrides[*index] = config;
-  } else {
-    registry.all = config;
-    registry.overrides.clear();
-    std::string why;
-    registry.host_budget.set_limit_bytes(
-        Resolve(registry, 0, config, &why)->limit_bytes);
-  }
+  registry.configuration = std::move(wanted);
+  registry.host_budget.set_limit_bytes(budget);
   return std::nullopt;
 }
 
 std::optional<std::string> StartRecording(const Recorder::Options& options) {
-  const std::lock_guard lock(registry_mutex);
+  const Guard lock(registry_mutex);
   LockedRegistry();
   if (Recorder::on()) {
     return "a recording runs already, and there is one at a time: end it first";
@@ -335,7 +337,7 @@ std::optional<std::string> StartRecording(const Recorder::Options& options) {
 }
 
 std::optional<Recorder::Blocks> StopRecording() {
-  const std::lock_guard lock(registry_mutex);
+  const Guard lock(registry_mutex);
   LockedRegistry();
   if (!Recorder::on()) return std::nullopt;
   for (Pool* pool : AllPools()) pool->StopRecording();
@@ -343,7 +345,7 @@ std::optional<Recorder::Blocks> StopRecording() {
 }
 
 std::optional<std::string> Reset(std::optional<uint32_t> index) {
-  const std::lock_guard lock(registry_mutex);
+  const Guard lock(registry_mutex);
   LockedRegistry();
   std::vector<LockedPool> pools;
   uint64_t live = 0;
@@ -351,8 +353,9 @@ std::optional<std::string> Reset(std::optional<uint32_t> index) {
   for (Pool* pool : PoolsOf(index)) {
     pinned_bytes += pool->Stats().pinned_bytes;
     pools.push_back({pool, std::make_unique<Pool::Everything>(pool), {}});
-    live += pools.back().all->Live();
   }
+  LockAll(pools);
+  for (const LockedPool& locked : pools) live += locked.all->Live();
   if (live > 0) {
     return "jax_bfc.reset() while scratch is in use: " + WithCommas(live) +
            " allocations are not yet freed. Wait for the programs that use "

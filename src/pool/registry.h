@@ -12,6 +12,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -22,10 +23,11 @@
 namespace jax_bfc {
 
 // Pools have an index each: those of CPU devices, then those of CUDA devices.
-inline constexpr uint32_t kMaxHostPools = 128;
+// As many CPU devices as XLA makes for one process.
+inline constexpr uint32_t kMaxHostPools = 2048;
 inline constexpr uint32_t kMaxCudaPools = 64;
 inline constexpr uint32_t kMaxPools = kMaxHostPools + kMaxCudaPools;
-static_assert(kMaxPools <= 256);  // a byte of an allocation id
+static_assert(kMaxPools <= 1u << AllocationId::kPoolBits);
 
 constexpr uint32_t CudaPoolIndex(uint32_t ordinal) {
   return kMaxHostPools + ordinal;
@@ -37,7 +39,7 @@ constexpr bool IsCudaPool(uint32_t index) { return index >= kMaxHostPools; }
 Pool& HostPool(uint32_t ordinal);
 
 // The pool of the CUDA device with this ordinal; null, and why not, where there
-// is none. Its limit is at most what the device has free when it is made.
+// is none.
 // REQUIRES: ordinal < kMaxCudaPools.
 Pool* CudaPool(uint32_t ordinal, std::string* why);
 
@@ -82,9 +84,25 @@ size_t HostBudgetBytes();
 // not, where its total memory cannot be found out.
 std::optional<PoolConfig> ConfigOfDevice(uint32_t index, std::string* why);
 
-// Sets it for one device, or for all of them, present and future, and then the
-// budget of the CPU's too. Nothing on success, else why not, and nothing has
-// changed.
+// Everything that is configured: for devices that have nothing of their own,
+// present and future, and for those that have, by index of the pool. The limit
+// for all is also the budget that the CPU devices share.
+struct Configuration {
+  DeviceConfig all{.pool = {}, .memory_fraction = kDefaultFraction};
+  std::map<uint32_t, DeviceConfig> overrides;
+
+  static constexpr double kDefaultFraction = 0.8;
+  const DeviceConfig& Of(uint32_t index) const {
+    const auto found = overrides.find(index);
+    return found != overrides.end() ? found->second : all;
+  }
+};
+Configuration CurrentConfiguration();
+
+// Puts it in force, as a whole. Nothing on success, else why not, and nothing
+// has changed.
+std::optional<std::string> Configure(Configuration wanted);
+// The same for one device, or for all of them with nothing of their own.
 std::optional<std::string> Configure(std::optional<uint32_t> index,
                                      const DeviceConfig& config);
 

@@ -1,22 +1,26 @@
 // A Slot is what one thread of the host uses of a pool, or one CUDA stream: its
 // front cache, what it handed out, and its counters. Everything under its lock;
 // any thread may lock it to free, flush or read.
+//
+// Whoever hands out first makes room for the records (Prepare), which may
+// throw; nothing else here does.
 #ifndef JAX_BFC_POOL_SLOT_H_
 #define JAX_BFC_POOL_SLOT_H_
 
 #include <array>
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <stdexcept>
 #include <vector>
 
+#include "base/locks.h"
 #include "core/chunk.h"
+#include "pool/allocation_id.h"
 #include "pool/events.h"
 #include "pool/gauge.h"
 #include "pool/kernel_table.h"
 #include "pool/lane.h"
-#include "pool/spin_lock.h"
 
 namespace jax_bfc {
 
@@ -26,7 +30,12 @@ inline constexpr uint32_t kCacheEvicted = 8;
 
 // A chunk that the slot has from the arena: handed out, or in its cache.
 struct Entry {
-  enum class State : uint32_t { kUnused, kCached, kLive };
+  enum class State : uint32_t {
+    kUnused,
+    kCached,
+    kDeferred,  // freed in a lane without order, see lane.h
+    kLive,
+  };
   uintptr_t address;
   size_t bytes;
   size_t requested_bytes;
@@ -35,8 +44,14 @@ struct Entry {
   uint32_t index;       // of this entry in its slot
   uint32_t generation;  // of the next or present use, from 1
   State state;
-  bool pinned;  // live, and held by a CUDA graph, see pins.h
-  Entry* next_unused;
+  bool pinned;         // live, and held by a CUDA graph, see pins.h
+  Entry* next_unused;  // or deferred
+};
+
+// Chunks on their way from a front cache to the arena.
+struct Evicted {
+  std::array<ChunkId, kCacheChunks + 1> chunks;
+  uint32_t count = 0;
 };
 
 struct KernelCounters {
@@ -53,15 +68,12 @@ struct alignas(64) Slot {
   Slot(Lane* slot_lane, uint32_t cache_chunks_most)
       : cache_chunks(cache_chunks_most), lane(slot_lane) {}
 
-  SpinLock lock;
+  ShortLock lock{LockRank::kSlot};
   // Who wants to hear of what is handed out and freed here, see Pool::Watcher;
   // nobody, nearly always. Written under the lock.
   uint32_t watchers = 0;
   uint32_t cached = 0;  // the newest is at cached - 1
   const uint32_t cache_chunks;
-  // Of the stream that the slot serves: it changes when another one gets it.
-  // Written under the lock.
-  std::atomic<uint32_t> stream_generation{0};
   size_t cached_bytes = 0;
   std::array<size_t, kCacheChunks> cache_bytes;
   std::array<Entry*, kCacheChunks> cache_entries;
@@ -70,11 +82,39 @@ struct alignas(64) Slot {
   BlockArray<Entry> entries;
   Entry* unused = nullptr;
 
+  // Freed in a lane without order, so that work which was submitted before may
+  // still touch them: from the first that was freed on, linked by next_unused.
+  Entry* first_deferred = nullptr;
+  Entry* last_deferred = nullptr;
+  uint64_t deferred_ever = 0;
+  size_t deferred_chunks = 0;
+  size_t deferred_bytes = 0;
+
   LocalGauge in_use;
   uint64_t requested_bytes = 0;  // of what is handed out
   uint64_t cache_hits = 0;
   std::vector<KernelCounters> kernels;
   std::unique_ptr<EventBlock> events;  // see events.h
+
+  // The most entries that a slot can have.
+  static constexpr size_t kMostEntries = size_t{1} << AllocationId::kEntryBits;
+  size_t most_entries = kMostEntries;  // less in a test
+
+  // Makes room for one allocation of the kernel. Nothing has changed where it
+  // throws.
+  void Prepare(KernelId kernel) {
+    Counters(kernel);
+    if (unused != nullptr) return;
+    if (entries.size() >= most_entries) {
+      throw std::length_error(
+          "jax_bfc: one thread or stream has too many allocations at once; "
+          "the most is 16,777,216. Free some, or allocate larger ones.");
+    }
+    Entry& entry = entries[entries.Grow()];
+    entry.index = static_cast<uint32_t>(entries.size() - 1);
+    entry.generation = 1;
+    Retire(entry);
+  }
 
   KernelCounters& Counters(KernelId kernel) {
     if (kernel >= kernels.size()) [[unlikely]]
@@ -109,12 +149,12 @@ struct alignas(64) Slot {
     cached_bytes += entry.bytes;
   }
 
-  // Takes the oldest `count` chunks out of the cache, for `give_back(chunk)`.
-  template <typename GiveBack>
-  void Evict(uint32_t count, GiveBack&& give_back) {
+  // Takes the oldest `count` chunks out of the cache, for whoever has the
+  // array to free them in the lane's arena, without this lock.
+  void Evict(uint32_t count, Evicted* evicted) {
     for (uint32_t i = 0; i < count; ++i) {
       cached_bytes -= cache_bytes[i];
-      give_back(cache_entries[i]->chunk);
+      evicted->chunks[evicted->count++] = cache_entries[i]->chunk;
       Retire(*cache_entries[i]);
     }
     for (uint32_t i = count; i < cached; ++i) {
@@ -124,14 +164,30 @@ struct alignas(64) Slot {
     cached -= count;
   }
 
-  Entry& NewEntry() {
-    if (unused == nullptr) {
-      const size_t index = entries.Grow();
-      Entry& entry = entries[index];
-      entry.index = static_cast<uint32_t>(index);
-      entry.generation = 1;
-      return entry;
+  void Defer(Entry& entry) {
+    entry.state = Entry::State::kDeferred;
+    entry.next_unused = nullptr;
+    (first_deferred == nullptr ? first_deferred : last_deferred->next_unused) =
+        &entry;
+    last_deferred = &entry;
+    ++deferred_ever;
+    ++deferred_chunks;
+    deferred_bytes += entry.bytes;
+  }
+  // Takes up to `count` of those, as Evict does.
+  void EndDeferred(size_t count, Evicted* evicted) {
+    for (; count > 0 && evicted->count < evicted->chunks.size(); --count) {
+      Entry& entry = *first_deferred;
+      first_deferred = entry.next_unused;
+      evicted->chunks[evicted->count++] = entry.chunk;
+      --deferred_chunks;
+      deferred_bytes -= entry.bytes;
+      Retire(entry);
     }
+  }
+
+  // REQUIRES: Prepare() since the last one, under the same lock.
+  Entry& NewEntry() {
     Entry& entry = *unused;
     unused = entry.next_unused;
     return entry;

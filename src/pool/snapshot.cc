@@ -1,7 +1,6 @@
 #include "pool/snapshot.h"
 
 #include <algorithm>
-#include <mutex>
 #include <unordered_map>
 #include <utility>
 
@@ -11,16 +10,14 @@ namespace jax_bfc {
 
 PoolSnapshot Pool::Snapshot() {
   PoolSnapshot snapshot;
-  const LockedSlots locked = LockSlots();
-  std::vector<std::unique_lock<std::mutex>> lane_locks;
-  lane_locks.reserve(lanes_.size());
-  for (Lane& lane : lanes_) lane_locks.emplace_back(lane.mutex);
+  const Locked locked(this);
 
   std::unordered_map<uintptr_t, const Entry*> owners;
-  for (const Slot* slot : locked.slots) {
+  for (const Slot* slot : locked.slots()) {
     for (size_t i = 0; i < slot->entries.size(); ++i) {
       const Entry& entry = slot->entries[i];
-      if (entry.state != Entry::State::kUnused) {
+      if (entry.state == Entry::State::kLive ||
+          entry.state == Entry::State::kCached) {
         owners[entry.address] = &entry;
       }
     }
@@ -49,8 +46,7 @@ PoolSnapshot Pool::Snapshot() {
   for (uint32_t i = 0; i < lanes_.size(); ++i) {
     if (lanes_[i].arena == nullptr) continue;
     SnapshotLane lane{i, std::nullopt, {}};
-    const uint64_t id = stream_ids_[i].load(std::memory_order_acquire);
-    if (by_stream_ && i != kNoStream && id != 0) lane.stream = id - 1;
+    if (by_stream_) lane.stream = streams_.StreamOf(i);
     lanes_[i].arena->ForEachChunk(
         [&](const Chunk& chunk) { lane.chunks.push_back(describe(chunk)); });
     snapshot.lanes.push_back(std::move(lane));

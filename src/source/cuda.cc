@@ -1,6 +1,7 @@
 #include "source/cuda.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "core/size_class.h"
 
@@ -57,7 +58,17 @@ std::unique_ptr<CudaDevice> CudaDevice::Open(int ordinal, std::string* why) {
           driver->DevicePrimaryCtxRetain(&device->context_, device->device_))) {
     return nullptr;
   }
+  const Guard lock(device->idle_mutex_);
+  const CudaScope scope(*driver, device->context_);
+  if (scope.entered()) device->TakeToken();
   return device;
+}
+
+CudaDevice::~CudaDevice() {
+  const Guard lock(idle_mutex_);
+  if (token_ == 0) return;
+  const CudaScope scope(driver_, context_);
+  driver_.MemFree(token_);
 }
 
 size_t CudaDevice::FreeBytes() const {
@@ -66,22 +77,26 @@ size_t CudaDevice::FreeBytes() const {
   size_t total_bytes = 0;
   if (!scope.entered() ||
       driver_.MemGetInfo(&free_bytes, &total_bytes) != cuda::kSuccess) {
-    return 0;
+    return std::numeric_limits<size_t>::max();
   }
   return free_bytes;
 }
 
 bool CudaDevice::WaitIdle() {
-  const std::lock_guard lock(token_mutex_);
+  const Guard lock(idle_mutex_);
   const CudaScope scope(driver_, context_);
   if (!scope.entered()) return false;
+  TakeToken();
+  if (token_ == 0 || driver_.MemFree(token_) != cuda::kSuccess) return false;
+  token_ = 0;
+  TakeToken();
+  return true;
+}
+
+void CudaDevice::TakeToken() {
   if (token_ == 0 && driver_.MemAlloc(&token_, kQuantum) != cuda::kSuccess) {
     token_ = 0;
-    return false;
   }
-  if (driver_.MemFree(token_) != cuda::kSuccess) return false;
-  token_ = 0;
-  return true;
 }
 
 // ---------------------------------------------------------------------------
@@ -90,7 +105,7 @@ bool CudaDevice::WaitIdle() {
 uintptr_t CudaVmmSource::Reserve(size_t bytes) {
   const CudaScope scope(driver(), device_->context());
   if (!scope.entered()) return 0;
-  const std::lock_guard lock(device_->mutex_);
+  const Guard lock(device_->mutex_);
   GiveBack();
   cuda::Address base = 0;
   if (driver().MemAddressReserve(&base, RoundUp(bytes, granularity()),
@@ -102,7 +117,7 @@ uintptr_t CudaVmmSource::Reserve(size_t bytes) {
 
 void CudaVmmSource::Release(uintptr_t base, size_t bytes) {
   const CudaScope scope(driver(), device_->context());
-  const std::lock_guard lock(device_->mutex_);
+  const Guard lock(device_->mutex_);
   device_->unwanted_ranges_.emplace(base, bytes);
   if (scope.entered()) GiveBack();
 }
@@ -110,7 +125,7 @@ void CudaVmmSource::Release(uintptr_t base, size_t bytes) {
 bool CudaVmmSource::Map(uintptr_t address, size_t bytes) {
   const CudaScope scope(driver(), device_->context());
   if (!scope.entered()) return false;
-  const std::lock_guard lock(device_->mutex_);
+  const Guard lock(device_->mutex_);
   GiveBack();
   cuda::AllocationProperties properties;
   properties.location.id = device_->device();
@@ -159,7 +174,7 @@ bool CudaVmmSource::Unmap(uintptr_t address, size_t bytes) {
 uintptr_t CudaSource::Reserve(size_t bytes) {
   const CudaScope scope(driver(), device_->context());
   if (!scope.entered()) return 0;
-  const std::lock_guard lock(device_->mutex_);
+  const Guard lock(device_->mutex_);
   GiveBack();
   cuda::Address address = 0;
   if (driver().MemAlloc(&address, bytes) != cuda::kSuccess) return 0;
@@ -179,7 +194,7 @@ uintptr_t CudaSource::Reserve(size_t bytes) {
 
 void CudaSource::Release(uintptr_t base, size_t) {
   const CudaScope scope(driver(), device_->context());
-  const std::lock_guard lock(device_->mutex_);
+  const Guard lock(device_->mutex_);
   const auto found = device_->plain_.find(base);
   device_->unwanted_.push_back(found->second);
   device_->plain_.erase(found);

@@ -10,10 +10,10 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
+#include "base/locks.h"
 #include "core/memory_source.h"
 #include "source/cuda_driver.h"
 
@@ -26,6 +26,8 @@ class CudaDevice {
   // Null, and why not, where there is no such device or no driver.
   static std::unique_ptr<CudaDevice> Open(int ordinal, std::string* why);
 
+  ~CudaDevice();
+
   const CudaDriver& driver() const { return driver_; }
   cuda::Context context() const { return context_; }
   cuda::Device device() const { return device_; }
@@ -33,6 +35,7 @@ class CudaDevice {
   size_t total_bytes() const { return total_bytes_; }
   bool has_virtual_memory() const { return has_virtual_memory_; }
   size_t granularity() const { return granularity_; }
+  // What the card has free now; more than it has where the driver does not say.
   size_t FreeBytes() const;
 
   // Returns when all work that was submitted to the device before, on whatever
@@ -42,10 +45,13 @@ class CudaDevice {
   // kernels use the memory. cuCtxSynchronize and cuCtxRecordEvent would end
   // every stream capture that is going on in the process, whosever it is, and
   // asking a stream is no way either, since a stream that its owner has
-  // destroyed may not be named to the driver.
+  // destroyed may not be named to the driver. The memory for the next wait is
+  // taken as soon as the last has been freed, since on a full card it could not
+  // be had when it is wanted.
   bool WaitIdle();
 
  private:
+  void TakeToken() JAX_BFC_REQUIRES(idle_mutex_);  // for the next WaitIdle
   CudaDevice(const CudaDriver& driver, int ordinal)
       : driver_(driver), ordinal_(ordinal) {}
   friend class CudaSource;
@@ -60,10 +66,10 @@ class CudaDevice {
 
   friend class CudaVmmSource;
 
-  std::mutex token_mutex_;
-  cuda::Address token_ = 0;  // what WaitIdle frees
+  Mutex idle_mutex_{LockRank::kDeviceIdle};
+  cuda::Address token_ JAX_BFC_GUARDED_BY(idle_mutex_) = 0;  // see WaitIdle
 
-  std::mutex mutex_;  // guards what follows
+  Mutex mutex_{LockRank::kDeviceMemory};  // guards what follows
   // Plain memory: the address that was aligned, and what the driver gave.
   std::map<uintptr_t, cuda::Address> plain_;
   // What the driver is to take back. Where it refuses, it is offered again
@@ -81,7 +87,8 @@ class CudaMemory : public MemorySource {
   // REQUIRES: `device` outlives the source.
   explicit CudaMemory(CudaDevice* device) : device_(device) {}
   size_t granularity() const override { return device_->granularity(); }
-  size_t DeviceFreeBytes() const override { return device_->FreeBytes(); }
+  // Asked anew for each growth: others come and go on the card.
+  size_t AvailableBytes() const override { return device_->FreeBytes(); }
   bool runs_ahead() const override { return true; }
   bool WaitIdle() override { return device_->WaitIdle(); }
 

@@ -4,15 +4,16 @@
 
 #include <atomic>
 #include <cstdlib>
-#include <mutex>
 #include <utility>
+
+#include "base/locks.h"
 
 namespace jax_bfc {
 namespace {
 
 constexpr int kOldestDriver = 12000;
 
-constinit std::mutex mutex;
+constinit Mutex mutex{LockRank::kDriver};
 constinit std::atomic<const CudaDriver*> found{nullptr};
 bool forked = false;  // from a process that had the driver
 
@@ -79,7 +80,7 @@ const CudaDriver* FindCudaDriver(std::string* why) {
   if (const CudaDriver* driver = found.load(std::memory_order_acquire)) {
     return driver;
   }
-  const std::lock_guard lock(mutex);
+  const Guard lock(mutex);
   if (const CudaDriver* driver = found.load(std::memory_order_acquire)) {
     return driver;
   }
@@ -97,7 +98,7 @@ const CudaDriver* FindCudaDriver(std::string* why) {
 }
 
 void SetCudaDriverForTest(const CudaDriver* driver) {
-  const std::lock_guard lock(mutex);
+  const Guard lock(mutex);
   found.store(driver, std::memory_order_release);
 }
 

@@ -54,7 +54,7 @@ TEST(PreallocationIsOfThePoolNotOfEachStream) {
   CHECK_EQ(gpu.pool().Trim(), 64 * kMiB);
   CHECK(Free(gpu.pool(), gpu.GetIn(t, kMiB)));
   CHECK_EQ(mapped(), 2 * kMiB);
-  CHECK(Pool::Everything(&gpu.pool()).Reset());
+  CHECK(ResetPool(gpu.pool()));
   CHECK(Free(gpu.pool(), gpu.GetIn(t, kMiB)));
   CHECK_EQ(mapped(), 64 * kMiB);
   gpu.Finish();
@@ -129,7 +129,7 @@ TEST(AMemoryOfADeadStreamIsNotLost) {
 TEST(MoreStreamsThanSlotsTakeThoseThatAreIdle) {
   Gpu gpu(200 * kMiB);
   std::vector<cuda::Stream> streams;
-  for (uint32_t i = 0; i < 3 * Pool::kStreams; ++i) {
+  for (uint32_t i = 0; i < 3 * kStreamLanes; ++i) {
     streams.push_back(gpu.fake().CreateStream());
     const uint32_t name = gpu.NameOf(streams.back());
     CHECK(name != Pool::kNoStream);
@@ -170,7 +170,7 @@ TEST(ANameThatIsOutOfDateIsServedWithoutOrder) {
 TEST(WhereEveryStreamHoldsMemoryANewOneIsServedWithoutOrder) {
   Gpu gpu(200 * kMiB);
   std::vector<Allocation> held;
-  for (uint32_t i = 0; i < Pool::kStreams; ++i) {
+  for (uint32_t i = 0; i < kStreamLanes; ++i) {
     const cuda::Stream stream = gpu.fake().CreateStream();
     held.push_back(gpu.GetIn(gpu.NameOf(stream), kMiB));
   }
@@ -232,7 +232,7 @@ void RefuseEachCall(bool virtual_memory) {
     pair(Pool::kNoStream, t, 10 * kMiB);
     gpu.pool().Trim();
     pair(gpu.NameOf(s), s, 3 * kMiB);
-    Pool::Everything(&gpu.pool()).Reset();
+    ResetPool(gpu.pool());
     pair(gpu.NameOf(s), s, 3 * kMiB);
   };
   for (const bool once : {true, false}) {

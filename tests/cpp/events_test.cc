@@ -199,8 +199,10 @@ TEST(AsTextALineIsAnEvent) {
   const File file;
   EventCsvWriter writer(file.fd());
   const KernelId label = InternLabel(InternKernel("a,b%"), "c\n");
-  writer.Write({1, 0x1000, 7, 5, 256, label, EventKind::kAllocate, 3, 2, 9});
-  writer.Write({2, 0, 0, 0, 512, kNoKernel, EventKind::kGrow, 128, 0, 0});
+  writer.Write({1, 0x1000, 7, 5, 256, static_cast<uint16_t>(label), 3,
+                EventKind::kAllocate, 2, 9, 0});
+  writer.Write({2, 0, 0, 0, 512, kNoKernel, CudaPoolIndex(0), EventKind::kGrow,
+                0, 0, 0});
   CHECK_EQ(writer.Finish(), 0);
   CHECK_EQ(file.Text(),
            "Thread,Time,Action,Pointer,Size,Stream,event,id,chunk_bytes,device,"

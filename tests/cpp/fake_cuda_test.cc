@@ -274,7 +274,7 @@ TEST(LeaksAreFoundByKind) {
   const cuda::Address range = Reserve(4 * kUnit);
   Map(range, 2 * kUnit);
   Create(kUnit);
-  Alloc(512);
+  Alloc(1024);
   std::thread([&] {
     int mode = cuda::kCaptureModeRelaxed;
     driver.ThreadExchangeStreamCaptureMode(&mode);

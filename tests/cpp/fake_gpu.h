@@ -54,7 +54,7 @@ class Gpu {
   // Everything given back, and no rule of CUDA broken.
   void Finish() {
     fake_.StopFailing();
-    CHECK(Pool::Everything(pool_).Reset());
+    CHECK(ResetPool(*pool_));
     fake_.CheckClean();
   }
 

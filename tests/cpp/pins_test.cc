@@ -13,6 +13,7 @@
 #include "check.h"
 #include "fake_cuda.h"
 #include "pool/registry.h"
+#include "pool/warn.h"
 #include "pool_fixture.h"
 
 namespace jax_bfc::testing {
@@ -246,20 +247,59 @@ TEST(TrimmingLeavesWhatGraphsHold) {
   gpu.Finish();
 }
 
-TEST(PastTheLimitACaptureIsRefusedAndStaysWhole) {
+std::vector<std::string>& Warnings() {
+  static std::vector<std::string> warnings;
+  return warnings;
+}
+
+TEST(PastTheLimitACaptureIsServedAndAWarningSaysSo) {
   Gpu gpu(8 * kMiB);
+  Warnings().clear();
+  SetWarnHook([](const std::string& text) { Warnings().push_back(text); });
   {
     Pins pins;
     const cuda::Stream captured = gpu.fake().CreateStream();
     gpu.fake().BeginCapture(captured);
     Allocation made;
     std::unique_ptr<OomReport> report;
-    CHECK(
-        !pins.Get(gpu.pool(), 0, {TestKernel(), 9 * kMiB, 1}, &made, &report));
+    CHECK(pins.Get(gpu.pool(), 0, {TestKernel(), 3 * kMiB, 1}, &made, &report));
+    CHECK_EQ(Warnings().size(), 0u);
+    CHECK(pins.Get(gpu.pool(), 1, {TestKernel(), 9 * kMiB, 1}, &made, &report));
+    CHECK(gpu.fake().EndCapture(captured).has_value());
+    CHECK_EQ(Warnings().size(), 1u);
+    CHECK(Warnings()[0].find("beyond its limit of 8,388,608: CUDA graphs hold "
+                             "12,582,912") != std::string::npos);
+    // Nobody else may have more than the limit.
+    CHECK(!gpu.pool().Allocate({TestKernel(), 3 * kMiB, 1}, &made, &report));
+    CHECK_EQ(gpu.pool().Stats().limit_bytes, 8 * kMiB);
+  }
+  SetWarnHook(nullptr);
+  gpu.pool().Trim();
+  CHECK_EQ(gpu.pool().Stats().arena.mapped_bytes, 0u);
+  gpu.Finish();
+}
+
+TEST(ACaptureThatTheCardHasNoMemoryForSaysWhyAndStaysWhole) {
+  Gpu gpu(8 * kMiB);
+  Warnings().clear();
+  SetWarnHook([](const std::string& text) { Warnings().push_back(text); });
+  {
+    Pins pins;
+    const cuda::Stream captured = gpu.fake().CreateStream();
+    gpu.fake().BeginCapture(captured);
+    Allocation made;
+    std::unique_ptr<OomReport> report;
+    CHECK(!pins.Get(gpu.pool(), 0, {TestKernel(), size_t{1} << 46, 1}, &made,
+                    &report));
     CHECK(report != nullptr);
+    CHECK_EQ(Warnings().size(), 1u);
+    CHECK(Warnings()[0].find("while a CUDA graph was captured") !=
+          std::string::npos);
+    report = nullptr;
     CHECK(pins.Get(gpu.pool(), 1, {TestKernel(), 3 * kMiB, 1}, &made, &report));
     CHECK(gpu.fake().EndCapture(captured).has_value());
   }
+  SetWarnHook(nullptr);
   gpu.Finish();
 }
 

@@ -20,6 +20,13 @@
 
 namespace jax_bfc::testing {
 
+// Drops what is in a pool; whether it could be.
+inline bool ResetPool(Pool& pool) {
+  Pool::Everything all(&pool);
+  all.LockAll();
+  return all.Reset();
+}
+
 inline constexpr size_t kKiB = size_t{1} << 10;
 inline constexpr size_t kMiB = size_t{1} << 20;
 
