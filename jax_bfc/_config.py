@@ -56,7 +56,7 @@ class Config:
     huge_pages: bool | str = "auto"
 
 
-def _bytes(name: str, value: Any) -> int:
+def bytes_of(name: str, value: Any) -> int:
     """A size: an integer, or text such as "4GiB"."""
     valid = 'valid: a positive int, or text such as "4GiB", "512MiB", "1.5GB"'
     if isinstance(value, str):
@@ -125,10 +125,10 @@ def _flag(name: str, value: Any) -> bool:
 
 _CHECKS = {
     "memory_fraction": _fraction,
-    "limit_bytes": _bytes,
-    "initial_bytes": _bytes,
+    "limit_bytes": bytes_of,
+    "initial_bytes": bytes_of,
     "growth_factor": _factor,
-    "max_growth_bytes": _bytes,
+    "max_growth_bytes": bytes_of,
     "preallocate": _flag,
     "source": _source,
     "huge_pages": _huge_pages,

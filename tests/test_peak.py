@@ -80,6 +80,19 @@ def test_a_block_that_raises_ends() -> None:
             p.__enter__()
 
 
+def test_a_block_that_was_never_entered_has_no_figures() -> None:
+    p = jax_bfc.peak()
+    assert repr(p) == "Peak(never entered)"
+    with pytest.raises(RuntimeError, match="this block was never entered"):
+        _ = p.bytes
+    with pytest.raises(RuntimeError, match="this block was never entered"):
+        _ = p.by_kernel
+    with p:
+        pass
+    p.__exit__(None, None, None)
+    assert p.bytes == 0
+
+
 def test_a_reset_inside_a_block_keeps_its_peak() -> None:
     with jax_bfc.peak(jax.devices()[0]) as p:
         with jax_bfc.scratch(MIB):

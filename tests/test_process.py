@@ -397,3 +397,36 @@ def test_the_library_shows_nothing_but_its_two_entries() -> None:
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     names = {line.split()[-1].split("@")[0] for line in lines.splitlines()}
     assert names == {"PyInit__core", "jax_bfc_get_api"}
+
+
+def test_it_can_be_imported_a_second_time() -> None:
+    """As test runners and notebooks do that delete a package's modules."""
+    code = """
+import sys
+
+def forget():
+    for name in [n for n in sys.modules if n.split(".")[0] == "jax_bfc"]:
+        del sys.modules[name]
+
+def use():
+    import jax_bfc
+    with jax_bfc.scratch(100) as s, jax_bfc.peak() as p, jax_bfc.annotate():
+        assert type(s) is jax_bfc.Scratch
+        assert p.bytes >= 256
+    jax_bfc.on_oom(print)
+    return jax_bfc
+
+first = use()
+held = first.scratch(4 << 20).__enter__()
+forget()
+second = use()
+assert second is not first
+assert type(held) is second.Scratch
+held.close()
+del first, held, second
+forget()
+use()
+print("ok")
+"""
+    done = run_python(code)
+    assert (done.stdout, done.stderr) == ("ok\n", "")

@@ -1,9 +1,11 @@
 """jax_bfc.scratch(): what it takes, what it gives, and how long it lasts."""
 
+import asyncio
+import contextlib
 import gc
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -37,7 +39,7 @@ def test_a_size_out_of_range_is_refused(size: int) -> None:
         jax_bfc.scratch(size)
 
 
-@pytest.mark.parametrize("size", [1.5, "4GiB", None, b"1", [1]])
+@pytest.mark.parametrize("size", [1.5, None, b"1", [1]])
 def test_a_size_that_is_no_int_is_refused(size: Any) -> None:
     with unchanged(), pytest.raises(TypeError, match=r"nbytes=.* is a .*; valid: an"):
         jax_bfc.scratch(size)
@@ -69,6 +71,13 @@ def test_a_device_of_the_wrong_type_is_refused(device: object) -> None:
 def test_an_unknown_key_is_refused() -> None:
     with unchanged(), pytest.raises(TypeError, match="align"):
         jax_bfc.scratch(1, align=256)  # type: ignore[call-arg]
+
+
+def test_a_size_may_be_text() -> None:
+    with jax_bfc.scratch("1MiB") as s:
+        assert s.nbytes == MIB
+    with unchanged(), pytest.raises(ValueError, match="nbytes='4 parsecs'; valid"):
+        jax_bfc.scratch("4 parsecs")
 
 
 def test_nothing_is_allocated_before_the_block_is_entered() -> None:
@@ -136,6 +145,17 @@ def test_jax_takes_it_by_dlpack_without_a_copy() -> None:
         assert (array.dtype, array.shape) == (jnp.uint8, (4096,))
         assert array.unsafe_buffer_pointer() == s.ptr
         assert int(jnp.sum(array.astype(jnp.int32))) == 3 * 4096
+
+
+def test_a_consumer_may_ask_for_a_copy() -> None:
+    with jax_bfc.scratch(1000) as s:
+        memoryview(s)[:] = b"\3" * 1000
+        array = np.from_dlpack(s, copy=True)
+        memoryview(s)[:] = b"\4" * 1000
+        assert array.ctypes.data != s.ptr
+        assert np.from_dlpack(s, copy=False).ctypes.data == s.ptr
+    assert live() == 0
+    assert (array == 3).all()
 
 
 def test_its_dlpack_device_is_the_cpu() -> None:
@@ -249,17 +269,123 @@ def test_blocks_nest() -> None:
     assert live() == 0
 
 
-def test_one_block_can_be_entered_again_while_it_is_open() -> None:
+def test_one_block_has_one_entry_at_a_time_in_a_thread() -> None:
     block = jax_bfc.scratch(300)
     with block as a:
-        with block as b:
-            assert a.ptr != b.ptr
-        with pytest.raises(ValueError, match="used after"):
-            _ = b.ptr
+        with unchanged(), pytest.raises(RuntimeError, match="is open already; call"):
+            block.__enter__()
         assert a.ptr
-    with block as c:
-        assert c.nbytes == 300
+    with block as b:  # again, once it was left
+        assert b.ptr
     assert live() == 0
+
+
+def test_leaving_what_is_not_open_does_nothing() -> None:
+    block = jax_bfc.scratch(300)
+    block.__exit__(None, None, None)
+    with block as s:
+        assert s.ptr
+    block.__exit__(None, None, None)
+    assert live() == 0
+    with block as s:
+        assert s.ptr
+
+
+def test_leaving_in_another_thread_frees() -> None:
+    stack = contextlib.ExitStack()
+    stack.enter_context(jax_bfc.scratch(300))
+    s = stack.enter_context(jax_bfc.scratch(300))
+    thread = threading.Thread(target=stack.close)
+    thread.start()
+    thread.join()
+    assert live() == 0
+    with pytest.raises(ValueError, match="used after"):
+        _ = s.ptr
+
+
+def test_tasks_that_share_a_block_each_end_their_own() -> None:
+    block = jax_bfc.scratch(300)
+    seen: list[int] = []
+
+    async def first(inside: asyncio.Event, left: asyncio.Event) -> None:
+        with block:
+            await inside.wait()
+        left.set()
+
+    async def second(inside: asyncio.Event, left: asyncio.Event) -> None:
+        with block as s:
+            inside.set()
+            await left.wait()
+            seen.append(s.ptr)
+            assert live() == 1
+
+    async def both() -> None:
+        events = asyncio.Event(), asyncio.Event()
+        await asyncio.gather(first(*events), second(*events))
+
+    asyncio.run(both())
+    assert len(seen) == 1
+    assert live() == 0
+
+
+def test_what_is_left_elsewhere_waits_where_it_is_not_clear_whose_it_is() -> None:
+    block = jax_bfc.scratch(300)
+    entered, leave = threading.Barrier(3), threading.Event()
+    seen: list[int] = []
+
+    def enter() -> None:
+        s = block.__enter__()
+        entered.wait()
+        leave.wait()
+        seen.append(s.ptr)
+
+    threads = [threading.Thread(target=enter) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    entered.wait()
+    block.__exit__(None, None, None)
+    assert live() == 2
+    leave.set()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 2
+    block.__exit__(None, None, None)
+    assert live() == 0
+
+
+def test_a_block_that_is_dropped_ends() -> None:
+    block = jax_bfc.scratch(300)
+    block.__enter__()
+    assert live() == 1
+    del block
+    assert live() == 0
+
+
+@pytest.mark.parametrize(
+    ("start", "make"),
+    [
+        ("allocate", lambda: jax_bfc.scratch(300)),
+        ("open_peak", jax_bfc.peak),
+        ("start_ranges", jax_bfc.annotate),
+    ],
+)
+def test_an_interrupt_while_entering_leaves_nothing_open(
+    start: str, make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native = getattr(_core, start)
+
+    def interrupted(*arguments: object) -> None:
+        native(*arguments)
+        raise KeyboardInterrupt  # as it comes when the call has returned
+
+    block = make()
+    with monkeypatch.context() as patch:
+        patch.setattr(_core, start, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            block.__enter__()
+    assert live() == 0
+    with block:  # as if nothing had been
+        pass
 
 
 def test_threads_that_share_a_block_each_end_their_own() -> None:
