@@ -7,10 +7,10 @@ from types import TracebackType
 from typing import Any
 
 from jax_bfc import _core
-from jax_bfc._config import bytes_of
 from jax_bfc._core import Scratch
 from jax_bfc._devices import index_or_default, is_cuda
 from jax_bfc._errors import OutOfMemoryError
+from jax_bfc._values import bytes_of
 
 __all__ = ["Scratch", "scratch"]
 

@@ -3,11 +3,14 @@
 Every program here runs in a process of its own, with a timeout: a hang fails.
 """
 
+import os
+import pathlib
 import shutil
 import subprocess
+import sys
 
 import pytest
-from pools import output_of, run_python
+from pools import output_of, run, run_python
 
 from jax_bfc import _core
 
@@ -430,3 +433,31 @@ print("ok")
 """
     done = run_python(code)
     assert (done.stdout, done.stderr) == ("ok\n", "")
+
+
+def test_only_our_own_commands_go_without_jax(tmp_path: pathlib.Path) -> None:
+    """Argv[0] is "-m" for every `python -m NAME` whose package imports this one; JAX
+    imported after us would be started anew at exit."""
+    package = tmp_path / "theirs"
+    package.mkdir()
+    (package / "__init__.py").write_text("import jax_bfc\n")
+    (package / "program.py").write_text("import sys\nprint('jax' in sys.modules)\n")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, sys\n"
+        "if 'jax_bfc' in sys.orig_argv or '-mjax_bfc' in sys.orig_argv:\n"
+        "    atexit.register(lambda: print('jax' in sys.modules, file=sys.stderr))\n"
+    )
+    env = {"PYTHONPATH": str(tmp_path)}
+    python = sys.executable
+    theirs = run(python, "-m", "theirs.program", "x", env=env, cwd=tmp_path)
+    assert theirs.strip() == "True"
+    for command in (["-m", "jax_bfc"], ["-mjax_bfc"]):
+        done = subprocess.run(
+            [python, *command, "replay", "--help"],
+            env=os.environ | env,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stderr.strip() == "False"
