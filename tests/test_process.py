@@ -12,7 +12,8 @@ import sys
 import pytest
 from pools import output_of, run, run_python
 
-from jax_bfc import _core
+import jax_bfc
+from jax_bfc import _core, _ffi
 
 # Forks: `in_child()` runs there, and its exit status must be 0 within 20 s.
 FORK = """
@@ -461,3 +462,12 @@ def test_only_our_own_commands_go_without_jax(tmp_path: pathlib.Path) -> None:
             check=True,
         )
         assert done.stderr.strip() == "False"
+
+
+def test_the_headers_are_beside_the_native_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In an editable install the Python files are elsewhere."""
+    monkeypatch.setattr(_ffi, "__file__", "/elsewhere/jax_bfc/_ffi.py")
+    assert os.path.isfile(os.path.join(jax_bfc.include_dir(), "jax_bfc/scratch.h"))
+    assert os.path.isfile(os.path.join(jax_bfc.cmake_dir(), "jax_bfcConfig.cmake"))
