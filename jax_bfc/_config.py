@@ -146,14 +146,31 @@ def _apply(index: int | None, config: Config) -> None:
         raise ValueError(refusal)
 
 
-def _for_device(index: int, config: Config) -> Config:
-    """`config` as it is in force for the pool with this index."""
-    sources = CUDA_SOURCES if is_cuda(index) else CPU_SOURCES
+def _for_device(state: _State, index: int) -> Config:
+    """What is in force of `state` for the pool with this index.
+
+    Worked out from `state` alone: the native side may have the next one already,
+    where a signal handler asks in the middle of configure().
+    """
+    config = state.of(index)
+    sources: tuple[str, ...]
+    if is_cuda(index):
+        sources, total = CUDA_SOURCES, _core.cuda_memory(cuda_ordinal(index))[1]
+        limit = _limit_of(config, total)
+    else:
+        sources, total = CPU_SOURCES, _core.host_total_bytes()
+        limit = min(_limit_of(config, total), _limit_of(state.default, total))
     return dataclasses.replace(
         config,
-        limit_bytes=_core.limit_bytes(index),
+        limit_bytes=limit,
         source=config.source if config.source in sources else "auto",
     )
+
+
+def _limit_of(config: Config, total_bytes: int) -> int:
+    if config.memory_fraction is None:
+        return config.limit_bytes or 1
+    return max(1, int(total_bytes * config.memory_fraction))
 
 
 def _warn_if_short(index: int) -> None:
@@ -255,8 +272,8 @@ def get_config(device: Any = None) -> Config:
         RuntimeError: a CUDA device that the driver does not know.
     """
     index = started_default() if device is None else index_or_default(device)
-    config = _state.of(index)
-    return config if index is None else _for_device(index, config)
+    state = _state
+    return state.default if index is None else _for_device(state, index)
 
 
 def _environment(variable: str, name: str, text: str) -> Any:

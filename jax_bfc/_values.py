@@ -54,6 +54,11 @@ def fraction_of(name: str, value: Any) -> float:
     fraction = _real(name, value, valid)
     if not 0 < fraction <= 1:  # NaN too
         raise ValueError(f"{name}={value!r}; valid: {valid}")
+    if fraction * _core.host_total_bytes() < _LEAST_LIMIT:
+        raise ValueError(
+            f"{name}={value!r}; valid: {valid} that gives at least "
+            f"{_LEAST_LIMIT:,} bytes, a page"
+        )
     return fraction
 
 

@@ -27,6 +27,7 @@ FACTOR = "valid: a finite number of at least 1"
 BAD_VALUES = [
     ("memory_fraction", 0, FRACTION),
     ("memory_fraction", -0.5, FRACTION),
+    ("memory_fraction", 1e-15, "that gives at least 4,096 bytes, a page"),
     ("memory_fraction", 1.0001, FRACTION),
     ("memory_fraction", float("nan"), FRACTION),
     ("memory_fraction", float("inf"), FRACTION),
@@ -295,7 +296,8 @@ def test_a_signal_handler_may_configure_read_and_fork_in_the_middle() -> None:
         native, seen = _core.configure, []
 
         def handler(number, frame):
-            seen.append(jax_bfc.get_config().growth_factor)
+            config = jax_bfc.get_config()
+            seen.append((config.growth_factor, config.limit_bytes >> 20))
             if len(seen) == 1:
                 jax_bfc.configure(initial_bytes="1MiB")
             if (pid := os.fork()) == 0:
@@ -311,11 +313,13 @@ def test_a_signal_handler_may_configure_read_and_fork_in_the_middle() -> None:
 
         _core.configure = interrupted
         signal.signal(signal.SIGUSR1, handler)
-        jax_bfc.configure(growth_factor=3.0)
+        jax_bfc.memory_stats()  # JAX has started
+        jax_bfc.configure(growth_factor=3.0, limit_bytes="16MiB")
         config = jax_bfc.get_config()
-        print(config.growth_factor, config.initial_bytes, len(seen), seen[0])
+        print(config.growth_factor, config.initial_bytes, config.limit_bytes, seen)
     """
-    assert output_of(code) == f"3.0 {MIB} 2 2.0"
+    expected = f"3.0 {MIB} {16 * MIB} [(2.0, 8), (2.0, 8)]"
+    assert output_of(code) == expected
 
 
 def test_an_interrupted_configure_changes_nothing() -> None:
