@@ -75,8 +75,10 @@ class _ScratchBlock:
             self._left_elsewhere = 0
 
     def _end(self, owner: object) -> None:
+        if (scratch := self._open.get(owner)) is None:
+            return  # another thread was quicker
         try:
-            self._open[owner].close()
+            scratch.close()
         finally:
             self._open.pop(owner, None)
 
