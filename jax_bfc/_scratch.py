@@ -65,22 +65,23 @@ class _ScratchBlock:
         traceback: TracebackType | None,
     ) -> None:
         here = _here()
-        if here in self._open:
-            self._end(here)
+        if (own := self._open.get(here)) is not None:
+            self._end(here, own)
         elif self._open:
             self._left_elsewhere += 1
-        if len(self._open) <= self._left_elsewhere:
-            for owner in list(self._open):
-                self._end(owner)
+        # Those of this moment: others may enter meanwhile.
+        still_open = list(self._open.items())
+        if len(still_open) <= self._left_elsewhere:
+            for owner, scratch in still_open:
+                self._end(owner, scratch)
             self._left_elsewhere = 0
 
-    def _end(self, owner: object) -> None:
-        if (scratch := self._open.get(owner)) is None:
-            return  # another thread was quicker
+    def _end(self, owner: object, scratch: Scratch) -> None:
         try:
             scratch.close()
         finally:
-            self._open.pop(owner, None)
+            if self._open.get(owner) is scratch:
+                self._open.pop(owner, None)
 
 
 def _size(name: str, value: Any) -> int:
