@@ -1,8 +1,7 @@
 """Plots with matplotlib, which the "plot" extra brings."""
 
 import importlib
-import os
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 
@@ -79,7 +78,7 @@ def _cells(snapshot: Snapshot, colours: dict[str, str]) -> Any:
     return image.reshape(_ROWS, _COLUMNS, 3)
 
 
-def plot_snapshot(snapshot: Snapshot, path: str | os.PathLike[str] | None) -> Any:
+def plot_snapshot(snapshot: Snapshot) -> Any:
     """The map of a snapshot; see Snapshot.plot."""
     figure = matplotlib_module("figure").Figure(figsize=(11, 6), layout="constrained")
     patches = matplotlib_module("patches")
@@ -120,14 +119,10 @@ def plot_snapshot(snapshot: Snapshot, path: str | os.PathLike[str] | None) -> An
         )
         for text in legend.get_texts():
             text.set_parse_math(False)  # a kernel may have any name
-    if path is not None:
-        figure.savefig(path, dpi=150)
     return figure
 
 
-def plot_recording(
-    recording: Recording, title: str, path: str | os.PathLike[str] | None
-) -> Any:
+def plot_recording(recording: Recording, title: str) -> Any:
     """Bytes in use and mapped over time, one plot for each device."""
     figure = matplotlib_module("figure").Figure(figsize=(11, 6), layout="constrained")
     timeline = Timeline(recording)
@@ -148,6 +143,9 @@ def plot_recording(
             axes.axvline(moment, color=COLOURS[1], linewidth=0.8)
     rows[-1, 0].set_xlabel("seconds")
     figure.suptitle(title, parse_math=False)
-    if path is not None:
-        figure.savefig(path, dpi=150)
     return figure
+
+
+def save_figure(figure: Any, file: BinaryIO, format: str) -> None:
+    """Writes an image."""
+    figure.savefig(file, dpi=150, format=format)

@@ -3,7 +3,10 @@
 import dataclasses
 from typing import Any
 
-from jax_bfc._recording import KINDS, NO_KERNEL, Recording, device_name
+import numpy as np
+
+from jax_bfc._recording import EVENT, KINDS, NO_KERNEL, Recording
+from jax_bfc._trace import Trace
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ class Timeline:
         for row in rows:
             time_ns, _, name, requested, size, kernel, kind_index, pool = row[:8]
             kind = KINDS[kind_index]
-            device = device_name(pool)
+            device = recording._device(pool)
             track = self.counters.setdefault(device, [(0, 0, 0)])
             _, in_use, mapped = track[-1]
             if kind in ("allocate", "held"):
@@ -78,7 +81,7 @@ class Timeline:
         for row, end_ns in ended:
             self.allocations.append(
                 Allocation(
-                    device=device_name(row[7]),
+                    device=recording._device(row[7]),
                     lane=row[8],
                     kernel="?" if row[5] == NO_KERNEL else names[row[5]],
                     begin_ns=row[0],
@@ -89,3 +92,24 @@ class Timeline:
                 )
             )
         self.devices = sorted(self.counters)
+
+
+def recording_of_trace(trace: Trace, *, first: int) -> Recording:
+    """What a trace says as a recording: its times are numbers of events, and it knows
+    no kernels, addresses, or chunks."""
+    count = min(first, len(trace))
+    events = np.zeros(count, EVENT)
+    events["time_ns"] = np.arange(1, count + 1)
+    events["id"] = trace.ids[:count]
+    events["requested_bytes"] = events["chunk_bytes"] = trace.bytes[:count]
+    events["kernel"] = NO_KERNEL
+    kinds = (KINDS.index("free"), KINDS.index("allocate"))
+    events["kind"] = np.array(kinds, np.uint8)[trace.is_allocate[:count]]
+    events["pool"] = trace.device[:count]
+    recording = Recording(path=trace.path, time=0)
+    recording._finish(len(trace), len(trace) - count, b"", [], in_file=False)
+    recording._events = events
+    recording.is_cut = count < len(trace)
+    recording._devices = trace.devices or ("trace",)
+    recording._unit = "events"
+    return recording
