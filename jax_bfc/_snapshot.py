@@ -27,6 +27,7 @@ __all__ = [
 
 STATES: Final = ("in_use", "cached", "waiting", "free", "unmapped")
 _FORMAT: Final = "jax_bfc snapshot"
+_BETWEEN_STREAMS: Final = 2**64 - 2
 MAX_FILE_BYTES: Final = 16 << 20  # some 100,000 chunks
 
 
@@ -248,7 +249,8 @@ def snapshot(device: Any = None) -> Snapshot:
         time=time.time(),
         limit_bytes=limit_bytes,
         lanes=tuple(
-            LaneMap(lane, stream, tuple(_regions(rows))) for lane, stream, rows in lanes
+            LaneMap(lane, _stream(stream), tuple(_regions(rows)))
+            for lane, stream, rows in lanes
         ),
     )
 
@@ -300,7 +302,7 @@ def snapshot_from(source: Source) -> Snapshot:
         # Before all is parsed: other files are soon told.
         if not is_snapshot(data):
             raise _schema.SchemaError("the format is not named at its start")
-        value = json.loads(data)
+        value = json.loads(data, parse_float=_number)
         _schema.check(value, schema())
         return _from_json(value)
     except (ValueError, RecursionError) as error:
@@ -313,6 +315,17 @@ def snapshot_from(source: Source) -> Snapshot:
 def is_snapshot(start: bytes) -> bool:
     """Whether a file that starts like this says that it is one."""
     return _FORMAT.encode() in start[:200]
+
+
+def _number(text: str) -> float:
+    """An integer however it is written, such as 1.0."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
+
+
+def _stream(stream: int | None) -> int | None:
+    """None for a lane between two streams too, which older files give a number."""
+    return None if stream == _BETWEEN_STREAMS else stream
 
 
 def _from_json(value: dict[str, Any]) -> Snapshot:
@@ -335,5 +348,5 @@ def _from_json(value: dict[str, Any]) -> Snapshot:
                 )
             chunks = tuple(Chunk(**chunk) for chunk in region["chunks"])
             regions.append(Region(region["address"], region["bytes"], chunks))
-        lanes.append(LaneMap(lane["lane"], lane["stream"], tuple(regions)))
+        lanes.append(LaneMap(lane["lane"], _stream(lane["stream"]), tuple(regions)))
     return Snapshot(value["device"], value["time"], value["limit_bytes"], tuple(lanes))

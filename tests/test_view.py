@@ -1,5 +1,6 @@
 """python -m jax_bfc view: pages, traces and images of snapshots and recordings."""
 
+import gzip
 import json
 import re
 import shutil
@@ -200,6 +201,114 @@ def test_a_bad_output_is_one_line(
     assert "cannot be read: Is a directory" in refused(
         [str(tmp_path), "-o", "a.html"], capsys
     )
+
+
+@pytest.mark.parametrize("how", ["same", "other spelling", "link", "hard link"])
+def test_a_source_is_not_replaced_by_its_view(
+    how: str, snapshot: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot.read_bytes()
+    output = snapshot.with_name("other.json")
+    match how:
+        case "link":
+            output.symlink_to(snapshot)
+        case "hard link":
+            output.hardlink_to(snapshot)
+        case "other spelling":
+            output = snapshot.parent / ".." / snapshot.parent.name / snapshot.name
+        case _:
+            output = snapshot
+    line = refused([str(snapshot), "-o", str(output)], capsys)
+    assert "is the file that is drawn" in line
+    assert snapshot.read_bytes() == before
+
+
+def test_a_view_that_fails_leaves_the_older_output(
+    recording: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = recording.with_name("page.html")
+    output.write_text("older")
+
+    def fail(*_: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("jax_bfc._views._files.recording_page", fail)
+    files = sorted(recording.parent.iterdir())
+    assert "cannot be written: No space" in refused(
+        [str(recording), "-o", str(output)], capsys
+    )
+    assert output.read_text() == "older"
+    monkeypatch.setattr("jax_bfc._views._files.recording_page", interrupted)
+    assert refused([str(recording), "-o", str(output)], capsys).endswith("rupted\n")
+    assert output.read_text() == "older"
+    assert sorted(recording.parent.iterdir()) == files
+
+
+def interrupted(*_: object) -> str:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("suffix", [".html", ".json", ".png"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "op,id,bytes,stream\na,1,1000,0\na,2,3000,0\nf,1,1000,0\n",
+        "Thread,Time,Action,Pointer,Size,Stream\n1,00:00:00:000001,allocate,0x10,9,0x0",
+        "\ufeffop,id,bytes\na,1,1000\n",
+    ],
+    ids=["ours", "rmm", "bom"],
+)
+def test_a_trace_that_replay_takes_is_drawn(
+    text: str, suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if suffix == ".png":
+        pytest.importorskip("matplotlib")
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    view(path, path.with_suffix(suffix), capsys)
+    packed = tmp_path / "t.csv.gz"
+    packed.write_bytes(gzip.compress(text.encode()))
+    view(packed, path.with_suffix(suffix), capsys)
+
+
+def test_the_page_of_a_trace_has_its_live_bytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("op,id,bytes,stream\na,1,1000,0\na,2,3000,0\nf,1,1000,0\n")
+    view(path, tmp_path / "t.html", capsys)
+    data = data_of((tmp_path / "t.html").read_text())
+    assert [point[1] for point in data["counters"][0]] == [0, 1000, 4000, 3000]
+    assert (data["unit"], data["devices"], data["chunks"]) == ("events", ["trace"], [])
+
+
+@pytest.mark.parametrize("prepare", ["bom", "gz", "crlf"])
+def test_a_recording_is_drawn_however_it_was_kept(
+    prepare: str, recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = recording.read_bytes()
+    path = recording.with_name("kept.csv.gz" if prepare == "gz" else "kept.csv")
+    match prepare:
+        case "bom":
+            data = b"\xef\xbb\xbf" + data
+        case "gz":
+            data = gzip.compress(data)
+        case _:
+            data = data.replace(b"\n", b"\r\n")
+    path.write_bytes(data)
+    view(path, recording.with_name("a.html"), capsys)
+    view(recording, recording.with_name("b.html"), capsys)
+    pages = [recording.with_name(name).read_text() for name in ("a.html", "b.html")]
+    assert data_of(pages[0])["chunks"] == data_of(pages[1])["chunks"]
+
+
+def test_gzip_data_under_another_name_is_told(
+    recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = recording.with_name("packed.csv")
+    path.write_bytes(gzip.compress(recording.read_bytes()))
+    line = refused([str(path), "-o", str(recording.with_name("a.html"))], capsys)
+    assert "is gzip data; valid: a name that ends in .gz" in line
 
 
 @pytest.mark.parametrize("source", ["recording", "snapshot"])

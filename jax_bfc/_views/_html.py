@@ -70,6 +70,7 @@ def recording_page(recording: Recording, title: str) -> str:
             "type": "recording",
             "title": title,
             "notes": notes,
+            "unit": recording._unit,
             "end_ns": timeline.end_ns,
             "devices": timeline.devices,
             "kernels": names,
@@ -90,6 +91,7 @@ def recording_page(recording: Recording, title: str) -> str:
                     "in_use",
                 ]
                 for a in shown
+                if recording._unit == "ns"  # a trace has no addresses
             ],
             "marks": [
                 [devices[m.device], m.kind, m.kernel, m.time_ns, m.bytes]

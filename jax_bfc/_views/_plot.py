@@ -50,6 +50,11 @@ def colours_of(kernels: list[str]) -> dict[str, str]:
     }
 
 
+def _shown(name: str) -> str:
+    """A name of a file, which may hold what no font and no encoding has."""
+    return name.encode(errors="replace").decode()
+
+
 def _cells(snapshot: Snapshot, colours: dict[str, str]) -> Any:
     """RGB of each cell: that of the chunk with most of the cell's bytes."""
     rgb = importlib.import_module("matplotlib.colors").to_rgb
@@ -97,7 +102,9 @@ def plot_snapshot(snapshot: Snapshot) -> Any:
         parse_math=False,
     )
     handles = [
-        patches.Patch(color=colours[kernel], label=f"{kernel}  {text_of_bytes(held)}")
+        patches.Patch(
+            color=colours[kernel], label=f"{_shown(kernel)}  {text_of_bytes(held)}"
+        )
         for kernel, (_, held, _) in list(rows.items())[: len(COLOURS)]
     ]
     if len(rows) > len(COLOURS):
