@@ -1,57 +1,19 @@
-"""python -m jax_bfc view: pages, traces and images of snapshots and recordings."""
+"""python -m jax_bfc view: what it takes, and the files that it writes."""
 
 import gzip
 import json
 import re
-import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pools import LIMIT, MIB, fresh_pools
+from pools import MIB
+from views import data_of, pools, recording, refused, snapshot, view
 
-import jax_bfc
 from jax_bfc import __main__ as command
 from jax_bfc import _recording
 
-
-@pytest.fixture(autouse=True)
-def pools() -> Iterator[None]:
-    with fresh_pools():
-        yield
-
-
-@pytest.fixture
-def recording(tmp_path: Path) -> Path:
-    path = tmp_path / "run.csv"
-    with jax_bfc.record(path), jax_bfc.scratch(3 * MIB):
-        for nbytes in (1000, 5000, MIB):
-            with jax_bfc.scratch(nbytes), jax_bfc.scratch(2 * nbytes):
-                pass
-        with pytest.raises(jax_bfc.OutOfMemoryError), jax_bfc.scratch(2 * LIMIT):
-            pass
-    # A target may have any name.
-    text = path.read_text().replace("(python)", "%3C/script%3E%3Cb%3E$x_1")
-    path.write_text(text)
-    return path
-
-
-@pytest.fixture
-def snapshot(tmp_path: Path) -> Path:
-    path = tmp_path / "map.json"
-    with jax_bfc.scratch(3 * MIB), jax_bfc.scratch(1000):
-        jax_bfc.snapshot().save(path)
-    text = path.read_text().replace("(python)", "</script><b>$x_1")
-    # As if a CUDA graph held the first chunk.
-    path.write_text(text.replace('"pinned":false', '"pinned":true', 1))
-    return path
-
-
-def view(source: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["view", str(source), "-o", str(output)]) == 0
-    assert capsys.readouterr().out == f"wrote {output}\n"
+__all__ = ["pools", "recording", "snapshot"]  # fixtures
 
 
 def test_view_as_json_names_both_files(
@@ -61,22 +23,6 @@ def test_view_as_json_names_both_files(
     assert command.main(["view", str(snapshot), "-o", output, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == {"source": str(snapshot), "output": output}
-
-
-def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    assert command.main(["view", *arguments]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("jax_bfc: ")
-    assert err.count("\n") == 1
-    return err
-
-
-def data_of(page: str) -> dict[str, Any]:
-    found = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)
-    assert found is not None
-    data: dict[str, Any] = json.loads(found[1])
-    return data
 
 
 def test_a_trace_has_a_slice_for_each_allocation_and_counters(
@@ -229,7 +175,7 @@ def test_a_view_that_fails_leaves_the_older_output(
     output = recording.with_name("page.html")
     output.write_text("older")
 
-    def fail(*_: object) -> str:
+    def fail(*_: object, **__: object) -> str:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("jax_bfc._views._files.recording_page", fail)
@@ -244,7 +190,7 @@ def test_a_view_that_fails_leaves_the_older_output(
     assert sorted(recording.parent.iterdir()) == files
 
 
-def interrupted(*_: object) -> str:
+def interrupted(*_: object, **__: object) -> str:
     raise KeyboardInterrupt
 
 
@@ -309,69 +255,3 @@ def test_gzip_data_under_another_name_is_told(
     path.write_bytes(gzip.compress(recording.read_bytes()))
     line = refused([str(path), "-o", str(recording.with_name("a.html"))], capsys)
     assert "is gzip data; valid: a name that ends in .gz" in line
-
-
-@pytest.mark.parametrize("source", ["recording", "snapshot"])
-def test_the_page_runs_in_a_browser(
-    source: str,
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    browser = next(filter(None, map(shutil.which, names)), None)
-    if browser is None:
-        pytest.skip(f"none of {', '.join(names)} is installed")
-    path: Path = request.getfixturevalue(source)
-    output = path.with_suffix(".html")
-    view(path, output, capsys)
-    # Uses the page as a person would; what it finds goes where the test reads it.
-    use = """<script>
-      const result = {ready: document.body.dataset.ready};
-      const rows = () => document.querySelectorAll("tbody tr").length;
-      result.rows = rows();
-      const search = document.getElementById("search");
-      search.value = "nothing of this name"; search.oninput();
-      result.found = rows();
-      search.value = "X_1"; search.oninput();
-      result.again = rows();
-      const span = () => (view.t1 - view.t0) * (view.a1 - view.a0), before = span();
-      document.getElementById("map").dispatchEvent(
-          new WheelEvent("wheel", {deltaY: -500, clientX: 300, clientY: 300}));
-      result.zoomed = span() < before;
-      document.getElementById("reset").click();
-      result.whole = span() === before;
-      const c = document.getElementById("map");
-      const pixels = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
-      result.drawn = pixels.some((value) => value > 0);
-      const box = c.getBoundingClientRect();
-      c.dispatchEvent(new PointerEvent(
-          "pointermove", {clientX: box.left + 3, clientY: box.top + 3}));
-      result.pinned = document.getElementById("tip").textContent.includes("pinned");
-      result.hatched = document.getElementById("what").textContent.includes("hatched");
-      document.title = JSON.stringify(result);
-    </script>"""
-    output.write_text(output.read_text() + use)
-    command_line = [browser, "--headless", "--no-sandbox", "--disable-gpu"]
-    command_line += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-    done = subprocess.run(
-        [*command_line, output.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    found = re.search(r"<title>(.*?)</title>", done.stdout)
-    assert found is not None, done.stderr
-    result = json.loads(found[1])
-    assert int(result.pop("ready")) > 0
-    assert result == {
-        "rows": 1,
-        "found": 0,
-        "again": 1,
-        "zoomed": True,
-        "whole": True,
-        "drawn": True,
-        "pinned": source == "snapshot",
-        "hatched": source == "snapshot",
-    }

@@ -49,8 +49,13 @@ def _writers(
             f"{source.name}: {what} no snapshot, recording or trace; valid: JSON of "
             f"Snapshot.save(), or CSV with the header {HEADER} or {HEADERS}"
         )
+    written = None if source.name == "-" else os.stat(source.name).st_mtime
+
+    def page(file: BinaryIO) -> None:
+        file.write(recording_page(recording, title, written=written).encode())
+
     return {
-        ".html": lambda file: file.write(recording_page(recording, title).encode()),
+        ".html": page,
         ".json": lambda file: file.write(chrome_trace(recording).encode()),
         ".png": lambda file: save_figure(plot_recording(recording, title), file, "png"),
     }

@@ -39,7 +39,10 @@ class Timeline:
 
     Attributes:
         devices: that have events.
+        start_ns: of the first event but what was held and mapped already, because
+            compiling comes before it.
         end_ns: of the last event.
+        peaks: by kernel, the most bytes of chunks that it had at once.
         allocations: in the order of their beginnings. What was freed without an
             allocation that is known is left out.
         marks: in order of time.
@@ -51,10 +54,18 @@ class Timeline:
     def __init__(self, recording: Recording) -> None:
         rows = recording.events.tolist()
         names = [f"{k}:{label}" if label else k for k, label in recording.kernels]
+        before = {KINDS.index("grow"), KINDS.index("held")}
+        self.start_ns: int = next(
+            (row[0] for row in rows if row[6] not in before), rows[0][0] if rows else 0
+        )
+        if recording._unit != "ns":
+            self.start_ns = 0
         self.end_ns: int = rows[-1][0] if rows else 0
         self.allocations: list[Allocation] = []
         self.marks: list[Mark] = []
         self.counters: dict[str, list[tuple[int, int, int]]] = {}
+        self.peaks: dict[str, int] = {}
+        held: dict[str, int] = {}
         live: dict[int, Any] = {}
         ended = []
         for row in rows:
@@ -66,10 +77,15 @@ class Timeline:
             if kind in ("allocate", "held"):
                 live[name] = row
                 in_use += size
+                title = "?" if kernel == NO_KERNEL else names[kernel]
+                held[title] = held.get(title, 0) + size
+                self.peaks[title] = max(self.peaks.get(title, 0), held[title])
             elif kind == "free":
                 if (begin := live.pop(name, None)) is None:
                     continue
                 ended.append((begin, time_ns))
+                title = "?" if begin[5] == NO_KERNEL else names[begin[5]]
+                held[title] -= begin[4]
                 in_use -= size
             else:
                 title = "" if kernel == NO_KERNEL else names[kernel]
@@ -96,18 +112,19 @@ class Timeline:
 
 def recording_of_trace(trace: Trace, *, first: int) -> Recording:
     """What a trace says as a recording: its times are numbers of events, and it knows
-    no kernels, addresses, or chunks."""
+    no kernels, addresses or chunks."""
     count = min(first, len(trace))
     events = np.zeros(count, EVENT)
     events["time_ns"] = np.arange(1, count + 1)
     events["id"] = trace.ids[:count]
     events["requested_bytes"] = events["chunk_bytes"] = trace.bytes[:count]
-    events["kernel"] = NO_KERNEL
     kinds = (KINDS.index("free"), KINDS.index("allocate"))
     events["kind"] = np.array(kinds, np.uint8)[trace.is_allocate[:count]]
     events["pool"] = trace.device[:count]
     recording = Recording(path=trace.path, time=0)
-    recording._finish(len(trace), len(trace) - count, b"", [], in_file=False)
+    recording._finish(
+        len(trace), len(trace) - count, b"", [("(trace)", "")], in_file=False
+    )
     recording._events = events
     recording.is_cut = count < len(trace)
     recording._devices = trace.devices or ("trace",)
