@@ -265,7 +265,7 @@ def test_the_quick_benchmark_prints_its_tables(tmp_path: Path) -> None:
         # This process holds most of the GPU's memory.
         env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
         cwd=EXAMPLE,
-        timeout=400,
+        timeout=270,
     )
     assert plot.read_bytes().startswith(b"\x89PNG")
     for label in (*CudaKernels.sources.values(), "plain JAX"):
