@@ -52,7 +52,8 @@ size_t Pool::Trim() {
   for (Lane& lane : lanes_) {
     const std::lock_guard lock(lane.mutex);
     if (lane.arena == nullptr) continue;
-    for (const ChunkId chunk : lane.arena->HoldFreeSteps()) {
+    for (ChunkId chunk = lane.arena->HoldFreeSteps(); chunk != kNoChunk;
+         chunk = lane.arena->NextHeld(chunk)) {
       lane.StartWaiting(chunk);
       held.emplace_back(&lane, chunk);
     }
