@@ -102,6 +102,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--rounds", type=int, default=100, help="each side once a round (default: 100)")
+    add("--ours", action="store_true", help="jax_bfc and the fixed buffer alone")
     _gpu_run.add_options(parser, timeout=240)
     options = parser.parse_args()
     if options.rounds < 30:
@@ -267,6 +268,8 @@ def _run(options: argparse.Namespace, results: Results) -> None:
         register(f"jax_bfc_benchmark_{name}", capsule, platform="CUDA")
     everyone = []
     safe = [label for label in _SOURCES if label != _XLA]
+    if options.ours:
+        safe = [_OURS, _OURS_OUTSIDE, _FIXED]
     for program in _PROGRAMS:
         say(f"compiling {program.name}")
         before = jax_bfc.memory_stats()["pinned_bytes"]
@@ -284,7 +287,10 @@ def _run(options: argparse.Namespace, results: Results) -> None:
         say(f"measuring {program.name}")
         rows = take_turns(sides.cells(safe), rounds=options.rounds, results=results)
         _print(f"{program.name}, scratch of {program.most_bytes:,} B", rows, results)
-        _add_bars(program.name, rows, [_XLA_OUTSIDE, _FIXED], results)
+        if not options.ours:
+            _add_bars(program.name, rows, [_XLA_OUTSIDE, _FIXED], results)
+    if options.ours:
+        return
     results.attempt("the example", lambda: _measure_example(options, results))
     # Last, since it writes over what is anybody's: results mean nothing any more.
     for program, sides in everyone:

@@ -6,7 +6,8 @@ arena behind it. Importing it starts no JAX backend.
 """
 
 import importlib.util
-import sys
+
+from jax_bfc._command import is_command
 
 if importlib.util.find_spec("jax_bfc._core") is None:
     raise ImportError(
@@ -15,9 +16,9 @@ if importlib.util.find_spec("jax_bfc._core") is None:
         "another folder."
     )
 
-# First, because what it does at exit must come after what we do. While Python looks
-# for what `python -m jax_bfc` runs, argv[0] is "-m": few commands need JAX.
-if sys.argv[:1] != ["-m"]:
+# First, because what it does at exit must come after what we do. Few of our own
+# commands need it.
+if not is_command():
     importlib.import_module("jax")
 
 from jax_bfc._annotate import annotate

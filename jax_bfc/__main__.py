@@ -1,7 +1,8 @@
 """``python -m jax_bfc``: replay and plan traces, draw snapshots and recordings,
 show what is in force, and measure it.
 
-Exit status: 0; 2 and one line on stderr for input that makes no sense.
+Exit status: 0; 2 and one line on stderr for input that makes no sense, or output that
+cannot be written.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Sequence
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn, TextIO
 
-from jax_bfc import _core, _trace
+from jax_bfc import _core, _offline, _trace
 from jax_bfc._progress import progress
 from jax_bfc._summary import align
 
@@ -27,8 +27,15 @@ class _Error(Exception):
     """Bad input; the text is the line for stderr."""
 
 
+class _Help(Exception):
+    """The text is what was asked for."""
+
+
 class _Parser(argparse.ArgumentParser):
-    """Reports a bad command line in one line."""
+    """Reports a bad command line in one line, and prints nothing by itself."""
+
+    def print_help(self, file: object = None) -> NoReturn:
+        raise _Help(self.format_help())
 
     def error(self, message: str) -> NoReturn:
         raise _Error(f"{message}; see {self.prog} --help")
@@ -36,7 +43,7 @@ class _Parser(argparse.ArgumentParser):
 
 _TRACES: Final = (
     "which are CSV with the columns op,id,bytes,stream or RMM's log, gzip if the name "
-    "ends in .gz."
+    "ends in .gz; - is standard input."
 )
 
 
@@ -69,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument(
         "--json", action="store_true", help="a list of objects, bytes as integers"
     )
+    _add_trace_options(replay)
     replay.set_defaults(run=_replay)
 
     plan = commands.add_parser(
@@ -80,19 +88,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("trace", metavar="TRACE")
     plan.add_argument(
-        "--json", action="store_true", help="an object, bytes as integers"
+        "--json",
+        action="store_true",
+        help="an object, bytes as integers; a list of them for several devices",
     )
+    _add_trace_options(plan)
     plan.set_defaults(run=_plan)
 
     view = commands.add_parser(
         "view",
-        help="a snapshot or a recording as a page, a trace, or an image",
-        description="Draws a file of jax_bfc.snapshot().save() or jax_bfc.record(). "
+        help="a snapshot, a recording or a trace as a page, a trace, or an image",
+        description="Draws a file of jax_bfc.snapshot().save() or jax_bfc.record(), "
+        "or the live bytes of a trace that replay takes; - is standard input. "
         "The output's suffix says what: .html, one page that needs nothing else; "
         ".json, for ui.perfetto.dev (recordings) or PyTorch's memory_viz "
         "(snapshots); .png, with matplotlib.",
     )
-    view.add_argument("source", metavar="SNAPSHOT|RECORDING")
+    view.add_argument("source", metavar="SNAPSHOT|RECORDING|TRACE")
+    _add_from_middle(view)
     view.add_argument("-o", dest="output", metavar="FILE", required=True)
     view.add_argument(
         "--json", action="store_true", help="an object that names both files"
@@ -114,102 +127,46 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_from_middle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--from-middle",
+        action="store_true",
+        help="pass over frees of what the trace does not allocate, as in a log that "
+        "begins in the middle of its program",
+    )
+
+
+def _add_trace_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        metavar="NAME",
+        help="of a recording, such as cuda:0; default: each by itself",
+    )
+    _add_from_middle(parser)
+
+
 def _rounds(text: str) -> int:
     if not (text.isdecimal() and 2 <= int(text[:8]) <= 1_000_000):
         raise argparse.ArgumentTypeError(f"{text!r}; valid: 2 to 1000000")
     return int(text)
 
 
-def _read(path: str) -> _trace.Trace:
-    with progress(f"reading {os.path.basename(path)}"):
-        return _trace.read_trace(path)
-
-
-def _replay_one(trace: _trace.Trace, policy: str) -> dict[str, Any]:
-    try:
-        with progress(f"replaying {os.path.basename(trace.path)}: {policy}"):
-            result = _core.replay(trace.is_allocate, trace.ids, trace.bytes, policy)
-    except ValueError as error:
-        raise _Error(f"{trace.path}: {error}") from error
-    return {"trace": trace.path, "policy": policy, **result}
-
-
 def _replay(options: argparse.Namespace) -> str:
-    policies = dict.fromkeys(options.policy or _POLICIES)
-    # All are read before the first is replayed: a bad one is known at once.
-    traces = [_read(path) for path in options.traces]
-    rows = [_replay_one(trace, policy) for trace in traces for policy in policies]
-    if options.json:
-        return json.dumps(rows, indent=2)
-    header = (
-        "trace",
-        "policy",
-        "events",
-        "peak live",
-        "high water",
-        "ratio",
-        "mapped",
-        "internal",
-        "external",
-        "ns/event",
+    return _offline.replay(
+        options.traces,
+        options.policy or _POLICIES,
+        device=options.device,
+        from_middle=options.from_middle,
+        as_json=options.json,
     )
-    table = [
-        (
-            os.path.basename(row["trace"]),
-            row["policy"],
-            f"{row['events']:,}",
-            _mib(row["peak_live_bytes"]),
-            _mib(row["high_water_bytes"]),
-            f"{row['ratio']:.4f}",
-            _mib(row["mapped_bytes"]),
-            _mib(row["internal_fragmentation_bytes"]),
-            f"{row['external_fragmentation']:.3f}",
-            f"{row['ns_per_event']:.1f}",
-        )
-        for row in rows
-    ]
-    return align([header, *table], text_columns=2)
 
 
 def _plan(options: argparse.Namespace) -> str:
-    trace = _read(options.trace)
-    start = time.perf_counter()
-    try:
-        with progress(f"planning {os.path.basename(trace.path)}"):
-            plan = _core.plan(trace.is_allocate, trace.ids, trace.bytes)
-    except ValueError as error:
-        raise _Error(f"{trace.path}: {error}") from error
-    del plan["offsets"]
-    seconds = time.perf_counter() - start
-    peak = plan["peak_live_bytes"]
-
-    def ratio(size: int) -> float:
-        return size / peak if peak else 0.0
-
-    line = f"jax_bfc.configure(limit_bytes={plan['limit_bytes']})"
-    if options.json:
-        row = {
-            "trace": trace.path,
-            "events": len(trace),
-            **plan,
-            "planned_ratio": ratio(plan["planned_bytes"]),
-            "ratio": ratio(plan["high_water_bytes"]),
-            "seconds": seconds,
-            "configure": line,
-        }
-        return json.dumps(row, indent=2)
-    sizes = (
-        ("peak live, which no pool is below", peak),
-        ("placed offline, lifetimes known", plan["planned_bytes"]),
-        ("placed by the arena: high water", plan["high_water_bytes"]),
-        ("limit that the arena serves it in", plan["limit_bytes"]),
-    )
-    rows = [("", "bytes", "", "of peak live")]
-    rows += [(name, f"{n:,}", _mib(n), f"{ratio(n):.4f}") for name, n in sizes]
-    return (
-        f"{os.path.basename(trace.path)}: {len(trace):,} events, "
-        f"{plan['allocations']:,} allocations, planned in {seconds:.1f} s\n\n"
-        f"{align(rows)}\n\n{line}"
+    return _offline.plan(
+        options.trace,
+        device=options.device,
+        from_middle=options.from_middle,
+        as_json=options.json,
     )
 
 
@@ -217,7 +174,7 @@ def _view(options: argparse.Namespace) -> str:
     files = importlib.import_module("jax_bfc._views._files")
     try:
         with progress(f"drawing {os.path.basename(options.source)}"):
-            files.view(options.source, options.output)
+            files.view(options.source, options.output, from_middle=options.from_middle)
     except files.ViewError as error:
         raise _Error(str(error)) from error
     if options.json:
@@ -225,15 +182,13 @@ def _view(options: argparse.Namespace) -> str:
     return f"wrote {options.output}"
 
 
-def _mib(size: int) -> str:
-    return f"{size / (1 << 20):,.1f} MiB"
-
-
 def _info(options: argparse.Namespace) -> str:
     # Here, because replay must not wait for a backend.
     module = importlib.import_module("jax_bfc._info")
     try:
         values = module.info()
+    except ValueError as error:  # a platform that is not served
+        raise _Error(str(error)) from error
     except RuntimeError as error:
         raise _Error(
             f"JAX has no usable backend: {str(error).splitlines()[0]}"
@@ -273,22 +228,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parser().parse_args(arguments)
         text = options.run(options)
+    except _Help as help:
+        text = str(help).rstrip()
     except (_Error, _trace.TraceError) as error:
-        line = " ".join(str(error).split())
-        print(f"jax_bfc: {line}", file=sys.stderr)
-        return 2
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        return _refuse("interrupted")
+    if sys.stdout is None:
+        return _refuse("standard output is closed")
     try:
-        print(text)
+        # What the terminal cannot show is escaped, as on stderr.
+        encoding = sys.stdout.encoding or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader has left, as `| head` does. What is still buffered goes
-        # nowhere, or the interpreter would complain of it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader has left, as `| head` does
+        _discard(sys.stdout)
         return 1
+    except OSError as error:
+        _discard(sys.stdout)
+        return _refuse(f"standard output cannot be written: {error.strerror or error}")
     return 0
 
 
+def _refuse(reason: str) -> int:
+    """Says why in a line, if anybody listens."""
+    if sys.stderr is not None:
+        try:
+            print(f"jax_bfc: {' '.join(reason.split())}", file=sys.stderr, flush=True)
+        except OSError:
+            _discard(sys.stderr)
+    return 2
+
+
+def _discard(stream: TextIO) -> None:
+    """What is still buffered goes nowhere, or the interpreter would complain of it at
+    exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _fill_standard_descriptors() -> None:
+    """Or a file that is opened gets the number of one that is closed, and whatever
+    writes to that, such as a library's log, would write into the file."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+
+
 if __name__ == "__main__":
-    # At once, also from inside the core, which looks for no signals.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _fill_standard_descriptors()
+    # At once, also from inside the core, which looks for no signals. What writes a
+    # file takes its unfinished one away first.
+    if sys.argv[1:2] != ["view"]:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(main())

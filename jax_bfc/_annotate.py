@@ -54,10 +54,14 @@ class _Annotate:
 
     def __init__(self, begin: _Begin) -> None:
         self._begin = begin
+        self._open: _core.Ranges | None = None
 
     def __enter__(self) -> None:
-        if not _core.start_ranges(self._begin):
+        # An interrupt before the store drops the only reference, and so ends it.
+        ranges = _core.start_ranges(self._begin)
+        if ranges is None:
             raise RuntimeError("jax_bfc.annotate: another such block is open")
+        self._open = ranges
 
     def __exit__(
         self,
@@ -65,7 +69,9 @@ class _Annotate:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _core.stop_ranges()
+        if self._open is not None:
+            self._open.close()
+            self._open = None
 
 
 def annotate(profiler: str = "jax") -> _Annotate:

@@ -1,4 +1,4 @@
-"""Reads a trace's file block by block, gzip-compressed if the name ends in ``.gz``.
+"""Reads a file block by block, gzip-compressed if the name ends in ``.gz``.
 
 A block is whole lines, so that many can be looked at together; what a file may
 unpack to is bounded.
@@ -7,12 +7,16 @@ unpack to is bounded.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
+import io
+import os
+import sys
 import zlib
 from collections.abc import Iterator
 from typing import IO, Final, Protocol
 
-__all__ = ["MAX_LINE", "TraceError", "open_blocks"]
+__all__ = ["MAX_LINE", "Source", "TraceError", "open_source", "whole_lines"]
 
 MAX_LINE: Final = 4096
 """Characters of the longest line, its end included."""
@@ -25,43 +29,100 @@ _BOMB_LOOK: Final = 1 << 26
 
 
 class TraceError(ValueError):
-    """A trace file that cannot be read; the text names file and line."""
+    """A file that cannot be read; the text names file and line."""
 
 
-class _Source(Protocol):
-    def read(self, size: int, /) -> bytes: ...
+class Source:
+    """What a file holds, unpacked, from its start to its end.
+
+    Attributes:
+        name: as it was given; "-" is standard input.
+    """
+
+    def __init__(self, name: str, blocks: Iterator[bytes]) -> None:
+        self.name = name
+        self._blocks = blocks
+        self._ahead = b""
+
+    def start(self, size: int) -> bytes:
+        """So many of the first bytes, which stay to be read, or all there are."""
+        while len(self._ahead) < size and (block := next(self._blocks, b"")):
+            self._ahead += block
+        return self._ahead[:size]
+
+    def blocks(self) -> Iterator[bytes]:
+        """All of it, in blocks of any size."""
+        if self._ahead:
+            yield self._ahead
+            self._ahead = b""
+        yield from self._blocks
 
 
 @contextlib.contextmanager
-def open_blocks(name: str) -> Iterator[Iterator[tuple[int, bytes]]]:
-    """Blocks of lines, each with the number of its first line.
+def open_source(name: str) -> Iterator[Source]:
+    """A file, or standard input if the name is "-".
 
-    The first line is a block of its own. A block without a newline at its end is
-    the file's last line, or the start of one that is too long; then it is the last.
+    Unpacked if its name ends in ``.gz``, or if standard input is gzip data.
 
     Raises:
         OSError: the file cannot be read.
         TraceError: it unpacks without end, or is no gzip data, or is, but does not
             say so.
     """
-    with open(name, "rb") as raw:
-        if name.endswith(".gz"):
-            if raw.seekable():
-                _look_for_a_bomb(name, raw)
-            with gzip.GzipFile(fileobj=raw) as unpacked:
-                yield _whole_lines(name, unpacked, raw)
-        else:
-            yield _whole_lines(name, raw, None)
+    with _open(name) as raw:
+        is_gzip = name.endswith(".gz")
+        if not is_gzip and raw.peek(2)[:2] == b"\x1f\x8b":
+            if name != "-":
+                raise TraceError(
+                    f"{name}: is gzip data; valid: a name that ends in .gz"
+                )
+            is_gzip = True
+        if not is_gzip:
+            yield Source(name, _unpacked(name, raw, None))
+            return
+        if raw.seekable() and name != "-":  # which may be in its middle
+            _look_for_a_bomb(name, raw)
+        with gzip.GzipFile(fileobj=raw) as unpacked:
+            yield Source(name, _unpacked(name, unpacked, raw))
 
 
-def _whole_lines(
-    name: str, source: _Source, packed: IO[bytes] | None
-) -> Iterator[tuple[int, bytes]]:
+@contextlib.contextmanager
+def _open(name: str) -> Iterator[io.BufferedReader]:
+    if name != "-":
+        raw = io.FileIO(name)
+    else:
+        if sys.stdin is None:
+            raise OSError(errno.EBADF, "standard input is closed")
+        # A descriptor of its own, which is closed here.
+        raw = io.FileIO(os.dup(0))
+    file: io.BufferedReader = io.BufferedReader(raw) if raw.seekable() else _Pipe(raw)
+    with file:
+        yield file
+
+
+class _Pipe(io.BufferedReader):
+    """Knows how much was read of it."""
+
+    _position = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        self._position += len(data)
+        return data
+
+    def tell(self) -> int:
+        return self._position
+
+
+def whole_lines(source: Source) -> Iterator[tuple[int, bytes]]:
+    """Blocks of lines, each with the number of its first line.
+
+    The first line is a block of its own. A block without a newline at its end is
+    the file's last line, or the start of one that is too long; then it is the last.
+    """
     number = 1  # of the first line in `rest`
     rest = b""
-    for block in _unpacked(name, source, packed):
-        if number == 1 and not rest and block.startswith(b"\x1f\x8b"):
-            raise TraceError(f"{name}: is gzip data; valid: a name that ends in .gz")
+    for block in source.blocks():
         rest += block
         if number == 1 and (end := rest.find(b"\n") + 1):
             yield number, rest[:end]
@@ -90,7 +151,13 @@ def _look_for_a_bomb(name: str, raw: IO[bytes]) -> None:
     raw.seek(0)
 
 
-def _unpacked(name: str, source: _Source, packed: IO[bytes] | None) -> Iterator[bytes]:
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+def _unpacked(
+    name: str, source: _Readable, packed: IO[bytes] | None
+) -> Iterator[bytes]:
     """What the file holds, block by block; refuses what unpacks without end."""
     total = 0
     while True:

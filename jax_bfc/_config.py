@@ -1,15 +1,15 @@
 """Configuration: arguments beat the environment, the environment the default."""
 
+import contextlib
 import dataclasses
-import math
-import numbers
 import os
-import re
+import sys
 import threading
 import warnings
 from typing import Any
 
 from jax_bfc import _core
+from jax_bfc._command import is_command
 from jax_bfc._devices import (
     cuda_ordinal,
     index_or_all,
@@ -18,14 +18,21 @@ from jax_bfc._devices import (
     started_cuda_devices,
     started_default,
 )
+from jax_bfc._values import (
+    CHECKS,
+    CPU_SOURCES,
+    CUDA_SOURCES,
+    checked,
+    fraction_of,
+    one_of,
+)
 
-_CPU_SOURCES = ("auto", "host")
-_CUDA_SOURCES = ("auto", "cuda_vmm", "cuda")
-_ALL_SOURCES = ("auto", "host", "cuda_vmm", "cuda")
-_UNITS = {"": 1, "B": 1}
-for _power, _letter in enumerate("KMGT", start=1):
-    _UNITS[f"{_letter}iB"] = 1024**_power
-    _UNITS[f"{_letter}B"] = 1000**_power
+_ENVIRONMENT = {
+    "JAX_BFC_MEMORY_FRACTION": "memory_fraction",
+    "JAX_BFC_LIMIT_BYTES": "limit_bytes",
+    "JAX_BFC_PREALLOCATE": "preallocate",
+    "JAX_BFC_SOURCE": "source",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,109 +63,71 @@ class Config:
     huge_pages: bool | str = "auto"
 
 
-def _bytes(name: str, value: Any) -> int:
-    """A size: an integer, or text such as "4GiB"."""
-    valid = 'valid: a positive int, or text such as "4GiB", "512MiB", "1.5GB"'
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*([KMGT]?i?B?)\s*", value)
-        if match is None or match[2] not in _UNITS:
-            raise ValueError(f"{name}={value!r}; {valid}")
-        value = int(float(match[1]) * _UNITS[match[2]])
-    elif isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; {valid}")
-    size = int(value)
-    if not 0 < size <= _core.MAX_REQUEST:
-        raise ValueError(f"{name}={size}; {valid}, at most {_core.MAX_REQUEST}")
-    return size
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """What was configured: never changed, but replaced as a whole by one store, so
+    that it is read without a lock."""
 
+    default: Config = Config()
+    # By index of the pool, what was set for that device alone since it was last set
+    # for all.
+    overrides: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
-def _real(name: str, value: Any, valid: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; valid: {valid}")
-    return float(value)
+    def of(self, index: int | None) -> Config:
+        changes = {} if index is None else self.overrides.get(index, {})
+        return dataclasses.replace(self.default, **changes)
 
-
-def _fraction(name: str, value: Any) -> float:
-    valid = "a number in (0, 1]"
-    fraction = _real(name, value, valid)
-    if not 0 < fraction <= 1:  # NaN too
-        raise ValueError(f"{name}={value!r}; valid: {valid}")
-    return fraction
-
-
-def _factor(name: str, value: Any) -> float:
-    valid = "a finite number of at least 1"
-    factor = _real(name, value, valid)
-    if not (factor >= 1 and math.isfinite(factor)):
-        raise ValueError(f"{name}={value!r}; valid: {valid}")
-    return factor
-
-
-def _one_of(name: str, value: Any, valid: tuple[Any, ...]) -> Any:
-    for choice in valid:
-        if type(value) is type(choice) and value == choice:
-            return choice
-    raise ValueError(f"{name}={value!r}; valid: {', '.join(map(repr, valid))}")
-
-
-def _source(name: str, value: Any) -> str:
-    source: str = _one_of(name, value, _ALL_SOURCES)
-    if source.startswith("cuda") and (why := _core.why_no_cuda()) is not None:
-        raise ValueError(f"{name}={value!r}, but {why}; valid here: 'auto', 'host'")
-    return source
-
-
-def _huge_pages(name: str, value: Any) -> bool | str:
-    choice: bool | str = _one_of(name, value, ("auto", True, False))
-    if choice is True and not _core.huge_pages_allowed():
-        raise ValueError(
-            f"{name}=True, but this kernel gives no transparent huge pages "
-            "(/sys/kernel/mm/transparent_hugepage/enabled); valid here: 'auto', False"
+    def changed(self, index: int | None, changes: dict[str, Any]) -> "_State":
+        if index is not None:
+            of_device = self.overrides.get(index, {}) | changes
+            return _State(self.default, self.overrides | {index: of_device})
+        kept = {
+            i: {name: value for name, value in own.items() if name not in changes}
+            for i, own in self.overrides.items()
+        }
+        return _State(
+            dataclasses.replace(self.default, **changes),
+            {i: own for i, own in kept.items() if own},
         )
-    return choice
+
+    def apply(self, index: int | None) -> None:
+        """Puts it in force for one device; for None, for all."""
+        if index is not None:
+            return _apply(index, self.of(index))
+        _apply(None, self.default)  # for those with overrides too
+        for i in self.overrides:
+            _apply(i, self.of(i))
 
 
-def _flag(name: str, value: Any) -> bool:
-    flag: bool = _one_of(name, value, (True, False))
-    return flag
-
-
-_CHECKS = {
-    "memory_fraction": _fraction,
-    "limit_bytes": _bytes,
-    "initial_bytes": _bytes,
-    "growth_factor": _factor,
-    "max_growth_bytes": _bytes,
-    "preallocate": _flag,
-    "source": _source,
-    "huge_pages": _huge_pages,
-}
-
-_lock = threading.Lock()
-# A forked child would wait for ever for a lock that another thread had held.
+# Who configures holds it. Taken again by a signal handler on the same thread, and
+# around a fork, as a child would wait for ever for what another thread had held.
+_lock = threading.RLock()
 os.register_at_fork(
     before=_lock.acquire,
     after_in_parent=_lock.release,
     after_in_child=_lock.release,
 )
-_default = Config()
-_overrides: dict[int, Config] = {}  # by index of the pool
+_state = _State()
 
 
-def _replace(config: Config, changes: dict[str, Any]) -> Config:
-    """`config` with `changes`, checked; a fraction and a limit exclude another."""
-    changes = {name: value for name, value in changes.items() if value is not None}
-    if "memory_fraction" in changes and "limit_bytes" in changes:
-        raise ValueError(
-            f"memory_fraction={changes['memory_fraction']!r} and limit_bytes="
-            f"{changes['limit_bytes']!r} exclude each other; valid: one of them"
-        )
-    changes = {name: _CHECKS[name](name, value) for name, value in changes.items()}
-    if "memory_fraction" in changes:
-        changes["limit_bytes"] = None  # it depends on the device
-    elif "limit_bytes" in changes:
-        changes["memory_fraction"] = None
-    return dataclasses.replace(config, **changes)
+def _change(index: int | None, changes: dict[str, Any]) -> None:
+    """Puts checked changes in force, or raises and leaves all as it was."""
+    global _state
+    with _lock:
+        while True:
+            before = _state
+            after = before.changed(index, changes)
+            try:
+                after.apply(index)
+            except BaseException:  # an interrupt too
+                with contextlib.suppress(ValueError):
+                    _state.apply(index)
+                raise
+            # Else a signal handler has configured in between. No signal is looked
+            # for between the test and the store.
+            if _state is before:
+                _state = after
+                return
 
 
 def _apply(index: int | None, config: Config) -> None:
@@ -177,14 +146,31 @@ def _apply(index: int | None, config: Config) -> None:
         raise ValueError(refusal)
 
 
-def _for_device(index: int, config: Config) -> Config:
-    """`config` as it is in force for the pool with this index."""
-    sources = _CUDA_SOURCES if is_cuda(index) else _CPU_SOURCES
+def _for_device(state: _State, index: int) -> Config:
+    """What is in force of `state` for the pool with this index.
+
+    Worked out from `state` alone: the native side may have the next one already,
+    where a signal handler asks in the middle of configure().
+    """
+    config = state.of(index)
+    sources: tuple[str, ...]
+    if is_cuda(index):
+        sources, total = CUDA_SOURCES, _core.cuda_memory(cuda_ordinal(index))[1]
+        limit = _limit_of(config, total)
+    else:
+        sources, total = CPU_SOURCES, _core.host_total_bytes()
+        limit = min(_limit_of(config, total), _limit_of(state.default, total))
     return dataclasses.replace(
         config,
-        limit_bytes=_core.limit_bytes(index),
+        limit_bytes=limit,
         source=config.source if config.source in sources else "auto",
     )
+
+
+def _limit_of(config: Config, total_bytes: int) -> int:
+    if config.memory_fraction is None:
+        return config.limit_bytes or 1
+    return max(1, int(total_bytes * config.memory_fraction))
 
 
 def _warn_if_short(index: int) -> None:
@@ -221,7 +207,8 @@ def configure(
 
     May be called at any time. Before the first use it decides; later it changes
     limits and growth, and gives memory back where the new limit asks for it.
-    What is left out keeps its value. Starts no JAX backend.
+    What is left out keeps its value, and so does, where all devices are configured,
+    what was set for one of them by another argument. Starts no JAX backend.
 
     Args:
         memory_fraction: the limit as a part of the device's total memory, in
@@ -229,8 +216,8 @@ def configure(
             that is less, in one budget that the local CPU devices share. On CUDA
             it is the card's, as in JAX, of which JAX itself takes 75 % at its
             start: a warning says so where the limit cannot be met.
-        limit_bytes: the limit outright, in bytes or as text ("4GiB"); excludes
-            ``memory_fraction``.
+        limit_bytes: the limit outright, in bytes (4,096 at least) or as text
+            ("4GiB", in capital or small letters); excludes ``memory_fraction``.
         initial_bytes: the first step of growth (default 2 MiB).
         growth_factor: how much larger each step is than the last (default 2).
         max_growth_bytes: the largest step (default 1 GiB).
@@ -242,15 +229,15 @@ def configure(
             while scratch is in use.
         huge_pages: "auto" (where the kernel allows them, for steps of 2 MiB and
             more), True, or False; for steps to come.
-        device: one ``jax.Device``, or None for all local ones. The limit of one
-            CPU device is its own, within the budget that all share.
+        device: one ``jax.Device`` or its name ("cpu:0", "cuda:1"), or None for all
+            local ones. The limit of one CPU device is its own, within the budget
+            that all share.
 
     Raises:
         ValueError: a value that is not valid, or a limit below what scratch in
             use keeps mapped. Nothing has changed then.
         TypeError: a value of the wrong type.
     """
-    global _default
     changes = {
         "memory_fraction": memory_fraction,
         "limit_bytes": limit_bytes,
@@ -262,18 +249,10 @@ def configure(
         "huge_pages": huge_pages,
     }
     index = index_or_all(device)
-    with _lock:
-        config = _replace(
-            _default if index is None else _overrides.get(index, _default), changes
-        )
-        if index is not None and source is not None:
-            _one_of("source", source, _CUDA_SOURCES if is_cuda(index) else _CPU_SOURCES)
-        _apply(index, config)
-        if index is None:
-            _default = config
-            _overrides.clear()
-        else:
-            _overrides[index] = config
+    asked = checked(changes)
+    if index is not None and source is not None:
+        one_of("source", source, CUDA_SOURCES if is_cuda(index) else CPU_SOURCES)
+    _change(index, asked)
     if memory_fraction is not None or limit_bytes is not None:
         for cuda in started_cuda_devices() if index is None else [index]:
             if is_cuda(cuda):
@@ -293,44 +272,62 @@ def get_config(device: Any = None) -> Config:
         RuntimeError: a CUDA device that the driver does not know.
     """
     index = started_default() if device is None else index_or_default(device)
-    with _lock:
-        if index is None:
-            return _default
-        return _for_device(index, _overrides.get(index, _default))
+    state = _state
+    return state.default if index is None else _for_device(state, index)
+
+
+def _environment(variable: str, name: str, text: str) -> Any:
+    """The value that a variable's text stands for, checked."""
+    if name == "memory_fraction":
+        try:
+            return fraction_of(variable, float(text))
+        except ValueError:
+            raise ValueError(
+                f"{variable}={text!r}; valid: a number in (0, 1]"
+            ) from None
+    if name == "preallocate":
+        flags = {"1": True, "true": True, "0": False, "false": False}
+        if text.lower() not in flags:
+            raise ValueError(f"{variable}={text!r}; valid: {', '.join(flags)}")
+        return flags[text.lower()]
+    return CHECKS[name](variable, text)
 
 
 def _from_environment() -> dict[str, Any]:
-    """The changes that JAX_BFC_* variables ask for."""
-    changes: dict[str, Any] = {}
-    if (text := os.environ.get("JAX_BFC_MEMORY_FRACTION")) is not None:
-        try:
-            changes["memory_fraction"] = float(text)
-        except ValueError:
-            raise ValueError(
-                f"JAX_BFC_MEMORY_FRACTION={text!r}; valid: a number in (0, 1]"
-            ) from None
-    if (text := os.environ.get("JAX_BFC_LIMIT_BYTES")) is not None:
-        changes["limit_bytes"] = text
-    if (text := os.environ.get("JAX_BFC_PREALLOCATE")) is not None:
-        flags = {"1": True, "true": True, "0": False, "false": False}
-        if text.lower() not in flags:
-            raise ValueError(f"JAX_BFC_PREALLOCATE={text!r}; valid: {', '.join(flags)}")
-        changes["preallocate"] = flags[text.lower()]
-    if (text := os.environ.get("JAX_BFC_SOURCE")) is not None:
-        changes["source"] = text
-    return changes
+    """The changes that JAX_BFC_* variables ask for; an empty one asks for none."""
+    texts = {v: text for v in _ENVIRONMENT if (text := os.environ.get(v, "").strip())}
+    if {"JAX_BFC_MEMORY_FRACTION", "JAX_BFC_LIMIT_BYTES"} <= texts.keys():
+        both = " and ".join(f"{v}={texts[v]!r}" for v in list(_ENVIRONMENT)[:2])
+        raise ValueError(f"{both} exclude each other; valid: one of them")
+    known = (*_ENVIRONMENT, "JAX_BFC_LIBCUDA")
+    for variable in os.environ:
+        if not variable.startswith("JAX_BFC_") or variable in known:
+            continue
+        if not variable.startswith(  # those of our own tests and benchmarks
+            ("JAX_BFC_TEST_", "JAX_BFC_STRESS_", "JAX_BFC_BENCHMARK_")
+        ):
+            warnings.warn(
+                f"{variable} is set, but is no variable of jax_bfc; valid: "
+                f"{', '.join(known)}",
+                stacklevel=2,
+            )
+    return {
+        _ENVIRONMENT[variable]: _environment(variable, _ENVIRONMENT[variable], text)
+        for variable, text in texts.items()
+    }
 
 
 def _start() -> None:
-    global _default
     changes = _from_environment()
     if "memory_fraction" not in changes and "limit_bytes" not in changes:
-        changes["memory_fraction"] = _default.memory_fraction
-    try:
-        _default = _replace(_default, changes)
-    except ValueError as error:
-        raise ValueError(f"in a JAX_BFC_* environment variable: {error}") from None
-    _apply(None, _default)
+        changes["memory_fraction"] = _state.default.memory_fraction
+    _change(None, checked(changes))
 
 
-_start()
+try:
+    _start()
+except ValueError as error:
+    if not is_command():
+        raise
+    print(f"jax_bfc: {error}", file=sys.stderr)
+    sys.exit(2)

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import functools
 import os
+import re
 import sys
 import threading
 from typing import Any
@@ -32,17 +33,36 @@ def cuda_ordinal(index: int) -> int:
     return index - _core.MAX_HOST_POOLS
 
 
+def _named(name: str) -> int | None:
+    """The pool of the device with this name, as ``print_summary()`` has it; None
+    for text that is no such name. Starts no backend: before, every name is good."""
+    match = re.fullmatch(r"(cpu|gpu|cuda):(0|[1-9][0-9]{0,4})", name)
+    if match is None:
+        return None
+    index = _FIRST_POOL[match[1]] + int(match[2])
+    if started := _started_platforms():
+        platform = "cpu" if match[1] == "cpu" else "cuda"
+        devices = _jax().local_devices(backend=platform) if platform in started else ()
+        if index not in (known := {index_of(device) for device in devices}):
+            names = ", ".join(f"'{platform}:{i - min(known)}'" for i in sorted(known))
+            raise ValueError(f"device={name!r}; valid: {names or 'another platform'}")
+    return index
+
+
 def index_of(device: Any) -> int:
-    """The index of the pool of a local CPU or CUDA device.
+    """The index of the pool of a local CPU or CUDA device, or of one by its name.
 
     Raises:
         TypeError: not a ``jax.Device``.
-        ValueError: a device of another platform, or of another process.
+        ValueError: a device of another platform, or of another process, or a name
+            that no local device has.
     """
+    if isinstance(device, str) and (index := _named(device)) is not None:
+        return index
     if not isinstance(device, _jax().Device):
         raise TypeError(
             f"device={device!r} is a {type(device).__name__}; valid: a jax.Device "
-            "such as jax.devices()[0], or None"
+            "such as jax.devices()[0], a name such as 'cpu:0', or None"
         )
     if device.platform not in _FIRST_POOL or "rocm" in device.client.platform_version:
         raise ValueError(
@@ -97,6 +117,8 @@ def index_or_default(device: Any) -> int:
             device = jax.config.jax_default_device or jax.local_devices()[0]
             if isinstance(device, str):  # jax_default_device may name a platform
                 device = jax.local_devices(backend=device)[0]
+    elif isinstance(device, str):
+        _jax().local_devices()  # starts them, so that the name can be looked up
     return index_of(device)
 
 

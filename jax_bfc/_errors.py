@@ -1,5 +1,7 @@
 """Errors."""
 
+import functools
+
 
 class OutOfMemoryError(MemoryError):
     """Scratch that does not fit, from :func:`jax_bfc.scratch`.
@@ -23,3 +25,15 @@ class OutOfMemoryError(MemoryError):
         self.in_use = in_use
         self.largest_free = largest_free
         self.report = report
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """So that it comes whole out of a worker process, and out of a copy."""
+        make = functools.partial(
+            type(self),
+            requested=self.requested,
+            limit=self.limit,
+            in_use=self.in_use,
+            largest_free=self.largest_free,
+            report=self.report,
+        )
+        return make, (), self.__dict__

@@ -68,11 +68,16 @@ def register_ffi_target(
     )
 
 
+def _installed(folder: str) -> str:
+    # Beside the native part: an editable install has the sources elsewhere.
+    return os.path.join(os.path.dirname(os.path.abspath(_core.__file__)), folder)
+
+
 def include_dir() -> str:
     """The directory to compile with: it holds ``jax_bfc/scratch.h``."""
-    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "include")
+    return _installed("include")
 
 
 def cmake_dir() -> str:
     """The directory of the CMake package, for ``jax_bfc_DIR``."""
-    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "cmake")
+    return _installed("cmake")

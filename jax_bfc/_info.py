@@ -3,13 +3,15 @@
 import dataclasses
 import importlib.metadata
 import platform
-from typing import Any
+from typing import Any, Final
 
 import jax
 
 from jax_bfc import _core
 from jax_bfc._config import get_config
 from jax_bfc._stats import memory_stats
+
+_STATISTICS: Final = "  statistics of this process, which has just started"
 
 
 def _version(package: str) -> str:
@@ -66,5 +68,5 @@ def as_text(values: dict[str, Any]) -> str:
             "",
             *_section(f"{device['device']} {device['kind']}", device["config"]),
         ]
-        lines += ["", *_section("  statistics", device["statistics"])]
+        lines += ["", *_section(_STATISTICS, device["statistics"])]
     return "\n".join(lines)

@@ -7,12 +7,19 @@ from jax_bfc import _core
 
 __all__ = ["OomHandle", "on_oom"]
 
-# The native side reads this list, the same one for ever.
+# The native side reads this list, and holds it until the interpreter's end.
 _callbacks: list[Callable[[str], object]] = []
-# From the interpreter's end on nobody is called: a request that does not fit
-# then fails as it does without callbacks. JAX's own clean-up, which waits for
-# what still runs, comes later: this was registered last.
-atexit.register(_core.set_oom_callbacks, None)
+_at_end = False
+
+
+@atexit.register
+def _end() -> None:
+    """From the interpreter's end on nobody is called: a request that does not fit
+    then fails as it does without callbacks. JAX's own clean-up, which waits for
+    what still runs, comes later: this was registered last."""
+    global _at_end
+    _at_end = True
+    _core.set_oom_callbacks(None)
 
 
 class _Entry:
@@ -69,5 +76,6 @@ def on_oom(callback: Callable[[str], object]) -> OomHandle:
         )
     entry = _Entry(callback)
     _callbacks.append(entry)
-    _core.set_oom_callbacks(_callbacks)
+    if not _at_end:
+        _core.set_oom_callbacks(_callbacks)
     return OomHandle(entry)

@@ -15,7 +15,7 @@ class Peak:
     def __init__(self, device: Any) -> None:
         self._device = device
         self._open: _core.PeakBlock | None = None
-        self._last: tuple[int, dict[str, int]] = 0, {}
+        self._last: tuple[int, dict[str, int]] | None = None
 
     def __enter__(self) -> "Peak":
         if self._open is not None:
@@ -23,6 +23,7 @@ class Peak:
                 "jax_bfc.peak: this block is open already; call peak() once for each "
                 "with"
             )
+        # An interrupt before the store drops the only reference, and so ends it.
         self._open = _core.open_peak(index_or_default(self._device))
         return self
 
@@ -38,7 +39,14 @@ class Peak:
             self._open = None
 
     def _read(self) -> tuple[int, dict[str, int]]:
-        return self._last if self._open is None else self._open.read()
+        if self._open is not None:
+            return self._open.read()
+        if self._last is None:
+            raise RuntimeError(
+                "jax_bfc.peak: this block was never entered, so it has no figures; "
+                "use `with jax_bfc.peak() as p:`"
+            )
+        return self._last
 
     @property
     def bytes(self) -> int:
@@ -52,6 +60,8 @@ class Peak:
         return dict(sorted(rows, key=lambda row: (-row[1], row[0])))
 
     def __repr__(self) -> str:
+        if self._open is None and self._last is None:
+            return "Peak(never entered)"
         held, by_kernel = self.bytes, self.by_kernel
         return f"Peak(bytes={held}, by_kernel={by_kernel})"
 
@@ -81,7 +91,8 @@ def peak(device: Any = None) -> Peak:
     Raises:
         TypeError: entering, ``device`` is no ``jax.Device``.
         ValueError: entering, a device that this version does not serve.
-        RuntimeError: entering a block that is open, or where CUDA cannot be used.
+        RuntimeError: entering a block that is open, or where CUDA cannot be used;
+            reading the figures of a block that was never entered.
 
     Cost: tens of nanoseconds for each allocation and free while a block is open,
     and more where several threads meet; nothing otherwise.

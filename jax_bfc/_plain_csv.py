@@ -59,6 +59,23 @@ class PlainCsv:
             indices[lines[same.all(axis=1)]] = i
         return None if (indices < 0).any() else indices
 
+    def short_words(self, column: int) -> tuple[list[str], npt.NDArray[np.intp]] | None:
+        """The different texts of the column in order of appearance, and the index of
+        each line's; None: one has more than 8 characters."""
+        starts, ends = self.starts[:, column], self.ends[:, column]
+        at = starts[:, None] + np.arange(8)
+        if (ends - starts > 8).any():
+            return None
+        text = self.data[np.minimum(at, len(self.data) - 1)]
+        text[at >= ends[:, None]] = 0
+        packed = text.view("<u8")[:, 0]
+        values, first, index = np.unique(packed, return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        names = [values[i].tobytes().rstrip(b"\0").decode() for i in order]
+        return names, rank[index]
+
     def decimals(self, column: int) -> npt.NDArray[np.uint64] | None:
         """The column's numbers, empty ones as 0; None: one has other characters than
         digits, or more than 18."""

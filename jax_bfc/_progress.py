@@ -22,7 +22,7 @@ def progress(text: str, total: int | None = None) -> Iterator[Callable[[], None]
     Returns:
         A function to call after each step.
     """
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield lambda: None
         return
     line = "".join(c if c.isprintable() else "?" for c in text)

@@ -1,14 +1,13 @@
 """Recordings of what happens in the pools, event by event."""
 
-import contextlib
 import logging
 import os
-import tempfile
 import time
 from types import TracebackType
-from typing import IO, Final
+from typing import Final
 
 from jax_bfc import _core
+from jax_bfc._output import check_writable, replacing, spool, spool_of
 from jax_bfc._recording import Recording
 
 __all__ = ["record"]
@@ -20,32 +19,29 @@ _KEPT_EVENTS: Final = 1 << 18
 class _Record:
     """The context manager that :func:`record` returns."""
 
-    def __init__(self, path: str | os.PathLike[str] | None) -> None:
+    def __init__(self, path: str | None) -> None:
         self._path = path
-        self._files = contextlib.ExitStack()
-        self._csv: IO[bytes] | None = None
+        self._running: _core.RunningRecording | None = None
         self._recording: Recording | None = None
 
     def __enter__(self) -> Recording:
         if self._recording is not None:
             raise RuntimeError("jax_bfc.record: call record() once for each with")
-        spool = -1
-        with contextlib.ExitStack() as files:
-            if self._path is not None:
+        recording = Recording(path=self._path, time=time.time())
+        try:
+            if self._path is None:
+                self._running = _core.RunningRecording(-1, _KEPT_EVENTS)
+            else:
                 # Now, so that a path that cannot be written is known at once.
-                self._csv = files.enter_context(open(self._path, "wb"))
-                folder = os.path.dirname(os.path.abspath(self._path))
-                file = files.enter_context(tempfile.TemporaryFile(dir=folder))
-                spool = file.fileno()
-            refusal = _core.start_recording(spool, _KEPT_EVENTS)
-            if refusal is not None:
-                raise RuntimeError(f"jax_bfc.record: {refusal}")
-            self._files = files.pop_all()
-        self._recording = Recording(
-            path=None if self._path is None else os.fspath(self._path),
-            time=time.time(),
-        )
-        return self._recording
+                check_writable(self._path)
+                with spool(self._path) as file:
+                    self._running = _core.RunningRecording(file.fileno(), _KEPT_EVENTS)
+            self._recording = recording
+            return recording
+        except BaseException:
+            # Also Ctrl-C: nobody would end it, and it ends when nobody holds it.
+            self._running = None
+            raise
 
     def __exit__(
         self,
@@ -53,23 +49,42 @@ class _Record:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        assert self._recording is not None
-        with self._files:
-            result = _core.stop_recording(
-                -1 if self._csv is None else self._csv.fileno()
-            )
-        if result is None:  # in a forked child, which records nothing
+        if self._recording is None or self._running is None:
+            raise RuntimeError("jax_bfc.record: the block has ended, or not begun")
+        running, self._running = self._running, None
+        result = None
+        try:
+            result = _stop(running, self._path)
+        finally:
+            running.stop(-1)  # if an error came before that
+            if result is None:  # or in a forked child, which records nothing
+                self._recording._finish(0, 0, b"", [], in_file=False)
+        if result is None:
             return
         count, dropped, reason, data = result
-        self._recording._finish(count, dropped, data, _core.kernel_names())
+        self._recording._finish(
+            count, dropped, data, _core.kernel_names(), in_file=self._path is not None
+        )
         _log.info(
             "recorded %d events%s; %d of them are not kept",
             count,
-            f" to {self._recording.path}" if self._csv else "",
+            f" to {self._path}" if self._path else "",
             dropped,
         )
         if reason != 0:
-            raise OSError(reason, os.strerror(reason), os.fspath(self._path or ""))
+            raise OSError(reason, os.strerror(reason), self._path or "")
+
+
+def _stop(
+    running: _core.RunningRecording, path: str | None
+) -> tuple[int, int, int, bytes] | None:
+    """Ends it and writes its file."""
+    if path is None:
+        return running.stop(-1)
+    if running.is_of_a_parent():
+        return None
+    with replacing(path) as file, spool_of(path, file) as text:
+        return running.stop(text.fileno())
 
 
 def record(path: str | os.PathLike[str] | None = None) -> _Record:
@@ -91,13 +106,15 @@ def record(path: str | os.PathLike[str] | None = None) -> _Record:
     that on its way to the file), nothing is lost, and where the disk is slower than
     the program, the program waits for the disk. At the block's end the events are
     put in order and written to ``path`` as CSV, about 100 bytes and 0.1 microseconds
-    each. A process that dies inside the block leaves an empty file.
+    each, gzip-compressed if the name ends in ``.gz``. Until then a file that is
+    already there stays as it is, also when the process dies inside the block.
 
     The CSV is RMM's log format with more columns, which
     ``python -m jax_bfc replay`` reads; ``python -m jax_bfc view`` draws it.
 
     Args:
-        path: of the file to write, which is replaced; or None.
+        path: of the file to write, which is replaced; or None. A relative path is
+            one of the folder that is current when ``record()`` is called.
 
     Returns:
         A context manager that gives a :class:`Recording`, filled at its end.
@@ -111,4 +128,4 @@ def record(path: str | os.PathLike[str] | None = None) -> _Record:
     more than without, to a fast disk too. While nothing is recorded, the test of one
     word for each allocation and free.
     """
-    return _Record(path)
+    return _Record(None if path is None else os.path.abspath(os.fspath(path)))

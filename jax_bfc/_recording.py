@@ -1,5 +1,6 @@
 """What a recording holds, and reading one back."""
 
+import codecs
 import os
 import re
 import urllib.parse
@@ -10,22 +11,29 @@ import numpy as np
 import numpy.typing as npt
 
 from jax_bfc import _core
+from jax_bfc._blocks import MAX_LINE, Source, TraceError, open_source, whole_lines
+from jax_bfc._output import replacing, spool_of
 
 __all__ = ["EVENT", "KINDS", "Recording", "RecordingError", "read_recording"]
 
 EVENT: Final = np.dtype(
-    [
-        ("time_ns", "<u8"),
-        ("address", "<u8"),
-        ("id", "<u8"),
-        ("requested_bytes", "<u8"),
-        ("chunk_bytes", "<u8"),
-        ("kernel", "<u4"),
-        ("kind", "u1"),
-        ("pool", "u1"),
-        ("lane", "u1"),
-        ("slot", "u1"),
-    ]
+    {
+        "names": [
+            "time_ns",
+            "address",
+            "id",
+            "requested_bytes",
+            "chunk_bytes",
+            "kernel",
+            "kind",
+            "pool",
+            "lane",
+            "slot",
+        ],
+        "formats": [*["<u8"] * 5, "<u2", "u1", "<u2", "u1", "u1"],
+        "offsets": [0, 8, 16, 24, 32, 40, 44, 42, 45, 46],
+        "itemsize": 48,
+    }
 )
 """An event, as the native side has it; ``kernel`` is an index, or NO_KERNEL."""
 KINDS: Final = (
@@ -38,14 +46,13 @@ KINDS: Final = (
     "unpin",
     "failure",
 )
-NO_KERNEL: Final = 0xFFFFFFFF
+NO_KERNEL: Final = 0xFFFF
 HEADER: Final = (
     "Thread,Time,Action,Pointer,Size,Stream,event,id,chunk_bytes,device,kernel,label"
 )
 MAX_EVENTS: Final = 1 << 21
 """Of a file that is read into memory."""
 _TOO_MUCH: Final = 1 << 63
-_MAX_LINE: Final = 4096
 _MAX_KERNELS: Final = 4096
 
 
@@ -71,15 +78,26 @@ class Recording:
         self.num_events = 0
         self.dropped = 0
         self.is_cut = False
+        self._has_ended = False
         self._events: npt.NDArray[Any] | None = None
         self._kernels: list[tuple[str, str]] = []
+        # Of a trace: its devices, if not the pools', and the unit of its times.
+        self._devices: tuple[str, ...] | None = None
+        self._unit = "ns"
 
     def _finish(
-        self, count: int, dropped: int, data: bytes, kernels: list[tuple[str, str]]
+        self,
+        count: int,
+        dropped: int,
+        data: bytes,
+        kernels: list[tuple[str, str]],
+        *,
+        in_file: bool,
     ) -> None:
         self.num_events, self.dropped = count, dropped
         self._kernels = kernels
-        if self.path is None:
+        self._has_ended = True
+        if not in_file:
             self._events = np.frombuffer(data, EVENT)
 
     @property
@@ -89,14 +107,14 @@ class Recording:
         Fields: ``time_ns`` since the recording began, ``kind`` (an index into
         ``jax_bfc.Recording.KINDS``), ``requested_bytes``, ``chunk_bytes``,
         ``address``, ``id`` (of the allocation), ``kernel`` (an index into
-        :attr:`kernels`, or 2**32 - 1), ``pool``, ``lane``, ``slot``.
+        :attr:`kernels`, or 65535), ``pool``, ``lane``, ``slot``.
 
         Raises:
             RuntimeError: inside the block.
             RecordingError: the events are in a file with more than 2,097,152.
         """
         if self._events is None:
-            if self.path is None or self.num_events == 0:
+            if self.path is None or not self._has_ended:
                 raise RuntimeError("jax_bfc.record: the recording has not ended")
             other = read_recording(self.path)
             self._events, self._kernels = other.events, other.kernels
@@ -108,6 +126,9 @@ class Recording:
     def kernels(self) -> list[tuple[str, str]]:
         """Kernels and labels ("" for none), by the events' ``kernel``."""
         return self._kernels
+
+    def _device(self, pool: int) -> str:
+        return device_name(pool) if self._devices is None else self._devices[pool]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes what was kept in memory as CSV, as ``record(path)`` does.
@@ -124,10 +145,12 @@ class Recording:
         begins = np.isin(kinds, (KINDS.index("allocate"), KINDS.index("held")))
         known = np.isin(events["id"], events["id"][begins])
         kept = events[(kinds != KINDS.index("free")) | known]
-        with open(path, "wb") as file:
-            error = _core.write_events(file.fileno(), kept.tobytes())
-        if error != 0:
-            raise OSError(error, os.strerror(error), os.fspath(path))
+        name = os.fspath(path)
+        with replacing(name) as file:
+            with spool_of(name, file) as text:
+                error = _core.write_events(text.fileno(), kept.tobytes())
+            if error != 0:
+                raise OSError(error, os.strerror(error), name)
 
 
 def device_name(pool: int) -> str:
@@ -138,7 +161,7 @@ def device_name(pool: int) -> str:
 
 
 def _pool_index(device: str) -> int:
-    match = re.fullmatch(r"(cpu|cuda):([0-9]{1,3})", device)
+    match = re.fullmatch(r"(cpu|cuda):([0-9]{1,4})", device)
     if match is None:
         raise ValueError(device)
     first, end = (
@@ -151,20 +174,17 @@ def _pool_index(device: str) -> int:
     return first + int(match[2])
 
 
-def is_recording(path: str | os.PathLike[str]) -> bool:
-    """Whether the file's first line is that of a recording.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    with open(path, "rb") as file:
-        return file.read(len(HEADER)) == HEADER.encode()
+def is_recording(start: bytes) -> bool:
+    """Whether a file that starts like this begins with a recording's header."""
+    line = start.removeprefix(codecs.BOM_UTF8).partition(b"\n")[0]
+    return line.strip() == HEADER.encode()
 
 
 def read_recording(
     path: str | os.PathLike[str], *, first: int | None = None
 ) -> Recording:
-    """Reads the CSV file of a recording: some 2 microseconds a line.
+    """Reads the CSV file of a recording, gzip-compressed if the name ends in ``.gz``:
+    some 2 microseconds a line.
 
     Args:
         first: how many events to read at most; None: all of them.
@@ -175,16 +195,34 @@ def read_recording(
     """
     name = os.fspath(path)
     try:
-        with open(name, "rb") as file:
-            return _read(name, iter(lambda: file.readline(_MAX_LINE), b""), first)
+        with open_source(name) as source:
+            return recording_from(source, first=first)
     except OSError as error:
         raise RecordingError(
             f"{name}: cannot be read: {error.strerror or error}"
         ) from error
+    except TraceError as error:
+        raise RecordingError(str(error)) from error
+
+
+def recording_from(source: Source, *, first: int | None = None) -> Recording:
+    """As :func:`read_recording`.
+
+    Raises:
+        RecordingError: it is no recording, or too long.
+        TraceError: it cannot be unpacked.
+        OSError: it cannot be read.
+    """
+    return _read(source.name, _lines(source), first)
+
+
+def _lines(source: Source) -> Iterator[bytes]:
+    for _, block in whole_lines(source):
+        yield from block.removesuffix(b"\n").split(b"\n")
 
 
 def _read(name: str, lines: Iterator[bytes], first: int | None) -> Recording:
-    if next(lines, b"").strip() != HEADER.encode():
+    if not is_recording(next(lines, b"")):
         raise RecordingError(f"{name}:1: is no recording; valid: the header {HEADER}")
     kinds = {kind.encode(): i for i, kind in enumerate(KINDS)}
     tails: dict[bytes, tuple[int, int]] = {}  # of lines: pool and kernel
@@ -198,6 +236,8 @@ def _read(name: str, lines: Iterator[bytes], first: int | None) -> Recording:
             more = True
             break
         try:
+            if len(line) >= MAX_LINE:
+                raise ValueError
             # Thread,Time,Action,Pointer,Size,Stream,event,id,chunk_bytes, and rest.
             fields = line.split(b",", 9)
             tail = tails.get(fields[9])
@@ -244,6 +284,7 @@ def _read(name: str, lines: Iterator[bytes], first: int | None) -> Recording:
     recording._kernels = [(unquote(name), unquote(label)) for name, label in kernels]
     recording.num_events = len(recording._events)
     recording.is_cut = more
+    recording._has_ended = True
     return recording
 
 

@@ -35,7 +35,11 @@ def _show(value: Any) -> str:
 
 def check(value: Any, schema: dict[str, Any], where: str = "$") -> None:
     """Raises SchemaError at the first place that is not as the schema has it."""
-    if "const" in schema and value != schema["const"]:
+    # Python's True is 1.
+    if "const" in schema and (
+        value != schema["const"]
+        or isinstance(value, bool) != isinstance(schema["const"], bool)
+    ):
         raise SchemaError(f"{where} is {_show(value)}; valid: {schema['const']!r}")
     if "enum" in schema and value not in schema["enum"]:
         valid = ", ".join(map(repr, schema["enum"]))
@@ -45,7 +49,9 @@ def check(value: Any, schema: dict[str, Any], where: str = "$") -> None:
         types = tuple(t for name in names for t in _TYPES[name])
         # Python's bool is an int.
         wrong_bool = isinstance(value, bool) and bool not in types
-        if not isinstance(value, types) or wrong_bool:
+        # JSON knows no other integers than numbers without a fraction.
+        whole = "integer" in names and isinstance(value, float) and value.is_integer()
+        if (not isinstance(value, types) or wrong_bool) and not whole:
             raise SchemaError(f"{where} is {_show(value)}; valid: {' or '.join(names)}")
     if "pattern" in schema and re.search(schema["pattern"], value) is None:
         raise SchemaError(f"{where} is {_show(value)}; valid: {schema['pattern']}")

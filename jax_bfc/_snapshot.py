@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from jax_bfc import _core, _schema
+from jax_bfc._blocks import Source, TraceError, open_source
 from jax_bfc._devices import index_or_default
+from jax_bfc._output import replacing
 
 __all__ = [
     "Chunk",
@@ -25,6 +27,7 @@ __all__ = [
 
 STATES: Final = ("in_use", "cached", "waiting", "free", "unmapped")
 _FORMAT: Final = "jax_bfc snapshot"
+_BETWEEN_STREAMS: Final = 2**64 - 2
 MAX_FILE_BYTES: Final = 16 << 20  # some 100,000 chunks
 
 
@@ -163,23 +166,29 @@ class Snapshot:
         """Writes a file.
 
         Args:
-            path: is replaced where it exists.
+            path: is replaced where it exists; gzip-compressed if it ends in ".gz".
             format: "jax_bfc", what :meth:`to_json` gives and
                 ``python -m jax_bfc view`` reads (up to 16 MiB), or "memory_viz", what
                 :meth:`to_memory_viz` gives.
 
         Raises:
-            ValueError: another format.
-            OSError: the file cannot be written.
+            ValueError: another format, or a snapshot larger than what can be read.
+            OSError: the file cannot be written; what was there stays.
         """
         formats = {"jax_bfc": self.to_json, "memory_viz": self.to_memory_viz}
         if format not in formats:
             raise ValueError(
                 f"format={format!r}; valid: {', '.join(map(repr, formats))}"
             )
-        text = formats[format]()
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
+        data = formats[format]().encode()
+        if format == "jax_bfc" and len(data) > MAX_FILE_BYTES:
+            raise ValueError(
+                f"the snapshot is {len(data):,} bytes of JSON; valid: up to "
+                f"{MAX_FILE_BYTES:,}, which is what view reads. Take what to_json() "
+                "gives, or save with format='memory_viz'"
+            )
+        with replacing(path) as file:
+            file.write(data)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """A map of the mapped memory, coloured by kernel, with matplotlib.
@@ -193,7 +202,13 @@ class Snapshot:
         Raises:
             ImportError: matplotlib is not installed: ``pip install 'jax_bfc[plot]'``.
         """
-        return importlib.import_module("jax_bfc._views._plot").plot_snapshot(self, path)
+        module = importlib.import_module("jax_bfc._views._plot")
+        figure = module.plot_snapshot(self)
+        if path is not None:
+            suffix = os.path.splitext(path)[1]
+            with replacing(path if suffix else f"{os.fspath(path)}.png") as file:
+                module.save_figure(figure, file, suffix[1:] or "png")
+        return figure
 
 
 def _regions(
@@ -234,7 +249,8 @@ def snapshot(device: Any = None) -> Snapshot:
         time=time.time(),
         limit_bytes=limit_bytes,
         lanes=tuple(
-            LaneMap(lane, stream, tuple(_regions(rows))) for lane, stream, rows in lanes
+            LaneMap(lane, _stream(stream), tuple(_regions(rows)))
+            for lane, stream, rows in lanes
         ),
     )
 
@@ -258,26 +274,58 @@ def read_snapshot(path: str | os.PathLike[str]) -> Snapshot:
     """
     name = os.fspath(path)
     try:
-        with open(name, "rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        with open_source(name) as source:
+            return snapshot_from(source)
     except OSError as error:
         raise SnapshotError(
             f"{name}: cannot be read: {error.strerror or error}"
         ) from error
+    except TraceError as error:
+        raise SnapshotError(str(error)) from error
+
+
+def snapshot_from(source: Source) -> Snapshot:
+    """As :func:`read_snapshot`.
+
+    Raises:
+        SnapshotError: it is no snapshot.
+        TraceError: it cannot be unpacked.
+        OSError: it cannot be read.
+    """
+    data = source.start(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
         raise SnapshotError(
-            f"{name}: is larger than {MAX_FILE_BYTES:,} bytes; valid: a smaller one"
+            f"{source.name}: is larger than {MAX_FILE_BYTES:,} bytes; valid: a smaller "
+            "one"
         )
     try:
         # Before all is parsed: other files are soon told.
-        if _FORMAT.encode() not in data[:200]:
+        if not is_snapshot(data):
             raise _schema.SchemaError("the format is not named at its start")
-        value = json.loads(data)
+        value = json.loads(data, parse_float=_number)
         _schema.check(value, schema())
         return _from_json(value)
     except (ValueError, RecursionError) as error:
         reason = str(error) or "nested too deep"
-        raise SnapshotError(f"{name}: is no snapshot of jax_bfc: {reason}") from error
+        raise SnapshotError(
+            f"{source.name}: is no snapshot of jax_bfc: {reason}"
+        ) from error
+
+
+def is_snapshot(start: bytes) -> bool:
+    """Whether a file that starts like this says that it is one."""
+    return _FORMAT.encode() in start[:200]
+
+
+def _number(text: str) -> float:
+    """An integer however it is written, such as 1.0."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
+
+
+def _stream(stream: int | None) -> int | None:
+    """None for a lane between two streams too, which older files give a number."""
+    return None if stream == _BETWEEN_STREAMS else stream
 
 
 def _from_json(value: dict[str, Any]) -> Snapshot:
@@ -300,5 +348,5 @@ def _from_json(value: dict[str, Any]) -> Snapshot:
                 )
             chunks = tuple(Chunk(**chunk) for chunk in region["chunks"])
             regions.append(Region(region["address"], region["bytes"], chunks))
-        lanes.append(LaneMap(lane["lane"], lane["stream"], tuple(regions)))
+        lanes.append(LaneMap(lane["lane"], _stream(lane["stream"]), tuple(regions)))
     return Snapshot(value["device"], value["time"], value["limit_bytes"], tuple(lanes))

@@ -6,6 +6,7 @@ from typing import Any
 
 from jax_bfc import _core
 from jax_bfc._devices import index_or_all, index_or_default
+from jax_bfc._summary import text_of_bytes
 
 _log = logging.getLogger("jax_bfc")
 
@@ -39,6 +40,19 @@ class KernelStats:
     pinned_bytes: int
     num_failures: int
     call_sites: int
+
+    def __str__(self) -> str:
+        """A line for each figure, as `print` shows it."""
+        figures = dataclasses.asdict(self)
+        return "\n".join(
+            f"{name:21} {value:>15,}"
+            + (
+                f" ({text_of_bytes(value)})"
+                if "bytes" in name or "size" in name
+                else ""
+            )
+            for name, value in figures.items()
+        )
 
 
 def memory_stats(device: Any = None) -> dict[str, int]:

@@ -2,6 +2,8 @@
 
 import importlib
 import importlib.util
+import shutil
+import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -12,13 +14,13 @@ __all__ = ["align", "print_summary", "text_of_bytes"]
 _COLUMNS: Final = (
     "kernel",
     "calls",
-    "allocations",
+    "allocs",
     "in use",
     "peak",
     "largest",
-    "allocated",
+    "total",
     "pinned",
-    "failures",
+    "failed",
 )
 
 
@@ -86,14 +88,42 @@ def _print_rich(title: str, rows: list[tuple[str, ...]]) -> None:
     table_module: Any = importlib.import_module("rich.table")
     text_module: Any = importlib.import_module("rich.text")
     console = console_module.Console()
-    if not console.is_terminal:  # in a file no line need be cut
-        console = console_module.Console(width=160)
     table = table_module.Table(title=text_module.Text(title), title_justify="left")
     for i, column in enumerate(_COLUMNS):
-        table.add_column(column, justify="left" if i == 0 else "right")
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*map(text_module.Text, row))
-    console.print(table)
+    # As wide as it would like to be. (A dumb terminal overrides a width without
+    # a height.)
+    endless = console_module.Console(width=1 << 16, height=25)
+    width = endless.measure(table).maximum
+    if not console.is_terminal:  # in a file no line need be cut
+        console = console_module.Console(width=max(width, len(title)), height=25)
+    if width <= console.width:
+        console.print(table)
+    else:
+        print(title)
+        print(_narrow(rows))
+
+
+def _narrow(rows: list[tuple[str, ...]]) -> str:
+    """The rows where the table is too wide: each name, whole, on a line of its own,
+    over its figures; those that are 0 for every kernel are left out."""
+    kept = [
+        i
+        for i, column in enumerate(_COLUMNS)
+        if i > 0
+        and (column == "in use" or any(row[i] not in ("0", "0 B") for row in rows))
+    ]
+    figures = align(
+        [["", *(row[i] for i in kept)] for row in (_COLUMNS, *rows)]
+    ).splitlines()
+    names = [_COLUMNS[0], *(row[0] for row in rows)]
+    return "\n".join(
+        line
+        for name, values in zip(names, figures, strict=True)
+        for line in (name, values)
+    )
 
 
 def print_summary() -> None:
@@ -102,7 +132,8 @@ def print_summary() -> None:
     One table for each device, a line for each kernel, the largest peak first; the
     figures are those of :func:`jax_bfc.memory_stats` and
     :func:`jax_bfc.kernel_stats`. With `rich <https://pypi.org/project/rich>`_
-    where that is installed, else as plain text. Starts no JAX backend.
+    where that is installed, else as plain text. Where a terminal is too narrow for
+    the table, a kernel's figures stand under its name. Starts no JAX backend.
     """
     pools = _core.pools()
     if not pools:
@@ -114,4 +145,7 @@ def print_summary() -> None:
             _print_rich(title, rows)
         else:
             print(title)
-            print(align([_COLUMNS, *rows]))
+            text = align([_COLUMNS, *rows])
+            width = shutil.get_terminal_size().columns
+            fits = not sys.stdout.isatty() or max(map(len, text.splitlines())) <= width
+            print(text if fits else _narrow(rows))

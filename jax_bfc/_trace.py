@@ -14,28 +14,41 @@ from __future__ import annotations
 import array
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from jax_bfc._blocks import MAX_LINE, TraceError, open_blocks
-from jax_bfc._plain_csv import PlainCsv, split
+from jax_bfc._blocks import MAX_LINE, Source, TraceError, open_source, whole_lines
+from jax_bfc._plain_csv import split
+from jax_bfc._trace_format import (
+    ALLOCATE,
+    FREE,
+    HEADERS,
+    MAX_BYTES,
+    RMM,
+    Layout,
+    clip,
+    fields_of,
+    is_device,
+    layout_of,
+    show,
+    size_of,
+    text_of,
+)
 
 __all__ = ["MAX_BYTES", "MAX_EVENTS", "MAX_LIVE", "Trace", "TraceError", "read_trace"]
 
-MAX_BYTES: Final = 1 << 46
-"""The largest request, and the most bytes live at once."""
 MAX_EVENTS: Final = 1 << 25
 MAX_LIVE: Final = 1 << 20
 """The most allocations live at once."""
 # Lines that are no event: blank, or without effect.
 _MAX_IDLE: Final = 1 << 17
 
-_ALLOCATE: Final = 1
-_FREE: Final = 0
-_Event = tuple[int, int, int, int]  # line, _ALLOCATE or _FREE, key, size
+_MAX_DEVICES: Final = 256
+# Line, ALLOCATE or FREE, key, size, index of the device.
+_Event = tuple[int, int, int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,146 +62,84 @@ class Trace:
             event is about, from 0 in order of appearance.
         bytes: uint64 of shape (events,), what was asked for; for a free, what
             its allocation asked for.
+        devices: names, in order of appearance; none if the file has no such column.
+        device: uint8 of shape (events,), the event's index into them.
+        skipped: how many frees were passed over, see :func:`read_trace`.
     """
 
     path: str
     is_allocate: npt.NDArray[np.uint8]
     ids: npt.NDArray[np.uint32]
     bytes: npt.NDArray[np.uint64]
+    devices: tuple[str, ...]
+    device: npt.NDArray[np.uint8]
+    skipped: int
 
     def __len__(self) -> int:
         return len(self.ids)
 
-
-@dataclasses.dataclass(frozen=True)
-class _Format:
-    """Which columns hold what, and how to read them."""
-
-    op: str
-    key: str
-    size: str
-    ops: dict[str, int | None]  # None: an event without effect, left out
-    parse_key: Callable[[str], int]
-    plain_keys: Callable[[PlainCsv, int], npt.NDArray[np.uint64] | None]
-    key_text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class _Layout:
-    """A format, and where the header has its columns."""
-
-    form: _Format
-    num_fields: int
-    op: int
-    key: int
-    size: int
+    def of_device(self, name: str) -> Trace:
+        """The events of one device, whose allocations are numbered anew."""
+        own = self.device == self.devices.index(name)
+        _, ids = np.unique(self.ids[own], return_inverse=True)
+        return Trace(
+            path=self.path,
+            is_allocate=self.is_allocate[own],
+            ids=ids.astype(np.uint32),
+            bytes=self.bytes[own],
+            devices=(name,),
+            device=np.zeros(len(ids), np.uint8),
+            skipped=self.skipped,
+        )
 
 
-def _decimal(text: str) -> int:
-    # int() alone would also take "1_000", "+1" and digits of other scripts.
-    if not (text.isascii() and text.isdigit()):
-        raise ValueError(text)
-    return int(text)
-
-
-def _pointer(text: str) -> int:
-    if text == "(nil)":
-        return 0
-    if text[:2] not in ("0x", "0X"):
-        return _decimal(text)
-    # At most 64 bits; int() alone would take any length, "_" and signs.
-    if not (text[2:].isalnum() and len(text) <= 18):
-        raise ValueError(text)
-    return int(text[2:], 16)
-
-
-_OURS: Final = _Format(
-    op="op",
-    key="id",
-    size="bytes",
-    ops={"a": _ALLOCATE, "f": _FREE},
-    parse_key=_decimal,
-    plain_keys=PlainCsv.decimals,
-    key_text="a whole number from 0 on",
-)
-_RMM: Final = _Format(
-    op="Action",
-    key="Pointer",
-    size="Size",
-    ops={"allocate": _ALLOCATE, "free": _FREE, "allocate failure": None},
-    parse_key=_pointer,
-    plain_keys=PlainCsv.addresses,
-    key_text="an address such as 0x7f0000000000",
-)
-_HEADERS: Final = "op,id,bytes,stream or Thread,Time,Action,Pointer,Size,Stream"
-
-
-def read_trace(path: str | os.PathLike[str]) -> Trace:
-    """Reads a trace file.
+def read_trace(path: str | os.PathLike[str], *, from_middle: bool = False) -> Trace:
+    """Reads a trace file; the path "-" is standard input.
 
     Streams are ignored, and so are RMM's failed allocations and its empty
     allocations at the null pointer.
+
+    Args:
+        from_middle: whether frees of what no line allocates are passed over, as in a
+            log that does not begin with its program.
 
     Raises:
         TraceError: the file cannot be read or is no valid trace.
     """
     name = os.fspath(path)
     try:
-        with open_blocks(name) as blocks:
-            return _Reader(name).read(blocks)
+        with open_source(name) as source:
+            return trace_from(source, from_middle=from_middle)
     except OSError as error:
         reason = error.strerror or str(error)
         raise TraceError(f"{name}: cannot be read: {reason}") from error
 
 
-def _text(name: str, number: int, line: bytes) -> str:
-    if len(line) >= MAX_LINE:
-        raise TraceError(
-            f"{name}:{number}: a line of {MAX_LINE:,} characters or more; valid: CSV "
-            f"with the header {_HEADERS}"
-        )
+def trace_from(source: Source, *, from_middle: bool = False) -> Trace:
+    """As :func:`read_trace`; OSError where it cannot be read."""
+    return _Reader(source.name, from_middle).read(whole_lines(source))
+
+
+def is_trace(start: bytes) -> bool:
+    """Whether a file that starts like this begins with a trace's header."""
     try:
-        text = line.decode("ascii" if number > 1 else "utf-8-sig").strip()
-    except UnicodeDecodeError:
-        text = "\0"
-    if not text.isprintable():
-        raise TraceError(
-            f"{name}:{number}: not text; valid: CSV with the header {_HEADERS}"
-        )
-    return text
-
-
-def _fields(text: str) -> list[str]:
-    if " " not in text and '"' not in text:
-        return text.split(",")
-    return [field.strip().strip('"') for field in text.split(",")]
-
-
-def _clip(text: str) -> str:
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _show(text: str) -> str:
-    return repr(_clip(text))
-
-
-def _layout(name: str, number: int, header: list[str]) -> _Layout:
-    """The format that the header line names, and where its columns are."""
-    for form in (_OURS, _RMM):
-        wanted = (form.op, form.key, form.size)
-        if all(header.count(column) == 1 for column in wanted):
-            return _Layout(form, len(header), *map(header.index, wanted))
-    raise TraceError(
-        f"{name}:{number}: the header is {_show(','.join(header))}; valid: {_HEADERS}"
-    )
+        header = text_of("", 1, start.partition(b"\n")[0])
+        layout_of("", 1, fields_of(header))
+    except TraceError:
+        return False
+    return True
 
 
 class _Reader:
     """What has been read of a file so far."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, from_middle: bool) -> None:
         self.name = name
-        self.layout: _Layout | None = None
+        self.from_middle = from_middle
+        self.skipped = 0
+        self.devices: dict[str, int] = {}
+        self.device = array.array("B")
+        self.layout: Layout | None = None
         self.blank = 0  # lines
         self.ops = array.array("B")
         self.ids = array.array("I")
@@ -205,7 +156,7 @@ class _Reader:
                 number, text = next(lines, (0, ""))
                 if not text:
                     continue
-                self.layout = _layout(self.name, number, _fields(text))
+                self.layout = layout_of(self.name, number, fields_of(text))
                 events = self._careful(self.layout, lines)
             else:
                 events = self._plain(self.layout, first, block) or self._careful(
@@ -214,7 +165,7 @@ class _Reader:
             self._take(self.layout, events, first, block)
         if self.layout is None:
             raise TraceError(
-                f"{self.name}: is empty; valid: CSV with the header {_HEADERS}"
+                f"{self.name}: is empty; valid: CSV with the header {HEADERS}"
             )
         if not self.ops:
             raise TraceError(
@@ -225,13 +176,16 @@ class _Reader:
             is_allocate=np.frombuffer(self.ops, np.uint8),
             ids=np.frombuffer(self.ids, np.uint32),
             bytes=np.frombuffer(self.sizes, np.uint64),
+            devices=tuple(self.devices),
+            device=np.frombuffer(self.device, np.uint8),
+            skipped=self.skipped,
         )
 
     def _lines(self, first: int, block: bytes) -> Iterator[tuple[int, str]]:
         """Numbers and texts of the lines that are not blank."""
         lines = block.removesuffix(b"\n").split(b"\n")
         for number, line in enumerate(lines, start=first):
-            if text := _text(self.name, number, line):
+            if text := text_of(self.name, number, line):
                 yield number, text
                 continue
             self.blank += 1
@@ -241,7 +195,7 @@ class _Reader:
                     f"valid: at most {_MAX_IDLE:,}"
                 )
 
-    def _plain(self, at: _Layout, first: int, block: bytes) -> Iterator[_Event] | None:
+    def _plain(self, at: Layout, first: int, block: bytes) -> Iterator[_Event] | None:
         """The events of a block of which every line is plain and valid by itself."""
         rows = split(block, at.num_fields, MAX_LINE)
         if rows is None or (words := rows.words(at.op, list(at.form.ops))) is None:
@@ -250,7 +204,7 @@ class _Reader:
         is_event = ops >= 0
         numbers = np.arange(first, first + len(rows))[is_event]
         end = first + len(rows)
-        if end - len(self.ops) - len(numbers) > _MAX_IDLE:
+        if end - len(self.ops) - self.skipped - len(numbers) > _MAX_IDLE:
             return None
         rows, ops = rows[is_event], ops[is_event]
         keys = at.form.plain_keys(rows, at.key)
@@ -259,26 +213,44 @@ class _Reader:
             keys is None
             or sizes is None
             or rows.empty(at.key).any()
-            or (rows.empty(at.size) & (ops == _ALLOCATE)).any()
+            or (rows.empty(at.size) & (ops == ALLOCATE)).any()
             or (sizes > MAX_BYTES).any()
-            or (at.form is _RMM and not (keys | sizes).all())
+            or (at.form is RMM and not (keys | sizes).all())
         ):
             return None
+        if at.device is None:
+            devices = [0] * len(rows)
+        else:
+            names = rows.short_words(at.device)
+            if names is None or not all(map(is_device, names[0])):
+                return None
+            if len(self.devices.keys() | set(names[0])) > _MAX_DEVICES:
+                return None
+            of_name = np.array([self._device(name) for name in names[0]], np.intp)
+            devices = of_name[names[1]].tolist()
         return zip(
-            numbers.tolist(), ops.tolist(), keys.tolist(), sizes.tolist(), strict=True
+            numbers.tolist(),
+            ops.tolist(),
+            keys.tolist(),
+            sizes.tolist(),
+            devices,
+            strict=True,
         )
 
+    def _device(self, name: str) -> int:
+        return self.devices.setdefault(name, len(self.devices))
+
     def _careful(
-        self, at: _Layout, lines: Iterator[tuple[int, str]]
+        self, at: Layout, lines: Iterator[tuple[int, str]]
     ) -> Iterator[_Event]:
         """The events of any lines; refuses the first that is not valid by itself."""
         form = at.form
         for number, text in lines:
-            fields = _fields(text)
+            fields = fields_of(text)
             where = f"{self.name}:{number}"
             # Checked before the line is looked at, so that what has no effect costs
             # little too.
-            idle = number - len(self.ops)
+            idle = number - len(self.ops) - self.skipped
             if idle > _MAX_IDLE:
                 raise TraceError(
                     f"{where}: {idle:,} lines without an event; "
@@ -294,7 +266,7 @@ class _Reader:
             except KeyError:
                 valid = ", ".join(form.ops)
                 raise TraceError(
-                    f"{where}: {form.op} is {_show(fields[at.op])}; valid: {valid}"
+                    f"{where}: {form.op} is {show(fields[at.op])}; valid: {valid}"
                 ) from None
             if op is None:
                 continue
@@ -302,25 +274,38 @@ class _Reader:
                 key = form.parse_key(fields[at.key])
             except ValueError:
                 raise TraceError(
-                    f"{where}: {form.key} is {_show(fields[at.key])}; "
+                    f"{where}: {form.key} is {show(fields[at.key])}; "
                     f"valid: {form.key_text}"
                 ) from None
-            size = _size(where, form, fields[at.size], optional=op == _FREE)
-            if not (form is _RMM and key == 0 and size == 0):
-                yield number, op, key, size
+            size = size_of(where, form, fields[at.size], optional=op == FREE)
+            if form is RMM and key == 0 and size == 0:
+                continue
+            device = 0
+            if at.device is not None:
+                name = fields[at.device]
+                full = len(self.devices) == _MAX_DEVICES and name not in self.devices
+                if not is_device(name) or full:
+                    raise TraceError(
+                        f"{where}: device is {show(name)}; valid: up to "
+                        f"{_MAX_DEVICES} names such as cpu:0"
+                    )
+                device = self._device(name)
+            yield number, op, key, size, device
 
     def _take(
-        self, at: _Layout, events: Iterator[_Event], first: int, block: bytes
+        self, at: Layout, events: Iterator[_Event], first: int, block: bytes
     ) -> None:
         """Adds a block's events; refuses the first that the earlier ones rule out."""
         live = self.live
 
         def key_of(number: int) -> str:
             line = block.split(b"\n")[number - first]
-            return _clip(_fields(_text(self.name, number, line))[at.key])
+            return clip(fields_of(text_of(self.name, number, line))[at.key])
 
-        for number, op, key, size in events:
-            if op == _ALLOCATE:
+        for number, op, key, size, device in events:
+            if device:
+                key += device << 64
+            if op == ALLOCATE:
                 if key in live:
                     raise TraceError(
                         f"{self.name}:{number}: allocates {key_of(number)}, which is "
@@ -341,9 +326,13 @@ class _Reader:
                 self.allocations += 1
             else:
                 if key not in live:
+                    if self.from_middle:
+                        self.skipped += 1
+                        continue
                     raise TraceError(
                         f"{self.name}:{number}: frees {key_of(number)}, which is not "
-                        f"live; valid: what an earlier line allocates"
+                        f"live; valid: what an earlier line allocates, or "
+                        "--from-middle for a log that does not begin with its program"
                     )
                 event = live.pop(key)
                 self.live_bytes -= event[1]
@@ -354,20 +343,5 @@ class _Reader:
                 )
             self.ops.append(op)
             self.ids.append(event[0])
+            self.device.append(device)
             self.sizes.append(event[1])
-
-
-def _size(where: str, form: _Format, text: str, *, optional: bool) -> int:
-    """The bytes column; a free may leave it empty."""
-    if optional and not text:
-        return 0
-    try:
-        size = _decimal(text)
-    except ValueError:
-        size = -1
-    if not 0 <= size <= MAX_BYTES:
-        raise TraceError(
-            f"{where}: {form.size} is {_show(text)}; "
-            f"valid: a whole number from 0 to {MAX_BYTES:,}"
-        )
-    return size

@@ -85,10 +85,13 @@ def output_of(code: str, *, env: dict[str, str] | None = None) -> str:
     return done.stdout.strip()
 
 
-def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """``python -m jax_bfc`` with `arguments`."""
+def run_cli(
+    *arguments: str, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """``python -m jax_bfc`` with `arguments`, and `env` beside what is set."""
     return subprocess.run(
         [sys.executable, "-P", "-m", "jax_bfc", *arguments],
+        env=os.environ | (env or {}),
         capture_output=True,
         text=True,
         check=False,

@@ -145,6 +145,21 @@ def test_one_block_at_a_time(nvtx: Nvtx) -> None:
         assert len(nvtx.open) == 1
 
 
+def test_leaving_a_block_that_was_refused_leaves_the_other_open(nvtx: Nvtx) -> None:
+    with jax_bfc.annotate("nvtx"), jax_bfc.scratch(1):
+        other = jax_bfc.annotate("nvtx")
+        with pytest.raises(RuntimeError, match="another such block is open"):
+            other.__enter__()
+        other.__exit__(None, None, None)
+        assert len(nvtx.open) == 1
+
+
+def test_a_block_that_nobody_holds_ends(nvtx: Nvtx) -> None:
+    jax_bfc.annotate("nvtx").__enter__()
+    with jax_bfc.annotate("nvtx"), jax_bfc.scratch(1):
+        assert len(nvtx.open) == 1
+
+
 def test_only_known_profilers() -> None:
     with pytest.raises(ValueError, match=r"profiler='perf'; valid: 'jax', 'nvtx'"):
         jax_bfc.annotate("perf")
@@ -168,14 +183,15 @@ def begin(name, nbytes):
     log.append(nbytes)
     return lambda: log.append(-nbytes)
 
-_core.start_ranges(begin)
+ranges = _core.start_ranges(begin)
 held = _core.allocate(0, 1, 256)
 if (child := os.fork()) == 0:
     _core.allocate(0, 2, 256).close()
-    assert _core.start_ranges(begin)
+    ranges.close()  # not the child's
+    mine = _core.start_ranges(begin)
     _core.allocate(0, 3, 256).close()
     held.close()
-    _core.stop_ranges()
+    mine.close()
     print(log, flush=True)
     os._exit(0)
 os.waitpid(child, 0)
@@ -197,7 +213,8 @@ def work():
         with jax_bfc.scratch(12345):
             pass
 
-jax_bfc.annotate().__enter__()
+block = jax_bfc.annotate()
+block.__enter__()
 for _ in range(3):
     threading.Thread(target=work, daemon=True).start()
 time.sleep(0.1)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from pools import run_python
 
@@ -23,7 +24,10 @@ FIELDS = (
     *("0x", "0xg", "0X1f", "(nil)", "0x" + "f" * 16, "0x" + "f" * 17),
     *("a", "f", "allocate", "free", "allocate failure", "grow", "cpu:999"),
 )
-VALUES: Any = [None, True, 0, -1, 1.5, float("nan"), 2**53, 10**30, "x", [], {}]
+VALUES: Any = [
+    *(None, True, False, 0, 1, -1, 1.0, 0.0, 1.5, 1e300, float("nan"), 2**53, 10**30),
+    *("x", "", "free", "cpu:0", "cpu:0\n", "cuda:٣", [], {}, [None], {"x": 1}),
+]
 
 
 def events(
@@ -229,6 +233,30 @@ def test_a_snapshot_is_checked_as_item_by_item(
             patch.setattr(_schema, "_are_valid", lambda *_: False)
             # As text, where NaN is NaN.
             assert repr(read()) == repr(result)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_document_is_accepted_as_jsonschema_does(seed: int) -> None:
+    rng = random.Random(seed)
+    schema = _snapshot.schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    oracle = jsonschema.Draft202012Validator(schema)
+    _schema.check(snapshot(), schema)
+    refused = 0
+    for i in range(5 * ROUNDS):
+        value = mutated_value(rng)
+        try:
+            _schema.check(value, schema)
+        except _schema.SchemaError:
+            accepted = False
+        else:
+            accepted = True
+        # NaN is no JSON: the oracle lets it through, and we do not.
+        expected = oracle.is_valid(value) and "NaN" not in json.dumps(value)
+        reasons = [error.message for error in oracle.iter_errors(value)]
+        assert accepted == expected, f"seed {seed}, round {i}: {reasons}"
+        refused += not accepted
+    assert 0 < refused < 5 * ROUNDS
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import pty
+import shlex
 import subprocess
 import sys
 
@@ -122,3 +123,102 @@ sys.exit(main(["plan", sys.argv[1]]))
     assert "planning t?[31m.csv" in shown
     assert "\x1b[31m.csv" not in shown
     assert shown.endswith("\x1b[2K" if rich else "\r\x1b[K")
+
+
+def cli_in_a_shell(
+    command: str, *arguments: bytes | pathlib.Path, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """``command`` with $JB for the command line and $1, ... for the arguments."""
+    jb = f"{shlex.quote(sys.executable)} -P -m jax_bfc"
+    return subprocess.run(
+        [
+            "bash",
+            "-c",
+            command.replace("$JB", jb),
+            "bash",
+            *map(os.fsencode, arguments),
+        ],
+        env=os.environ | (env or {}),
+        capture_output=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def trace(tmp_path: pathlib.Path) -> pathlib.Path:
+    path = tmp_path / "t.csv"
+    path.write_text("op,id,bytes,stream\na,1,1,0\nf,1,1,0\n")
+    return path
+
+
+ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+
+
+@pytest.mark.parametrize("command", ["replay", "plan", "view"])
+@pytest.mark.parametrize("env", [ASCII, {"PYTHONIOENCODING": "latin-1:strict"}, {}])
+def test_a_name_that_the_terminal_cannot_show_is_escaped(
+    command: str, env: dict[str, str], trace: pathlib.Path
+) -> None:
+    path = os.fsencode(trace.parent) + b"/\xff\xd1\x88\x1b[31m.csv"
+    pathlib.Path(os.fsdecode(path)).write_bytes(trace.read_bytes())
+    page = path.replace(b".csv", b".html")
+    more = f' -o "${2}"' if command == "view" else ""
+    run = cli_in_a_shell(f'$JB {command} "$1"{more}', path, page, env=env)
+    assert (run.returncode, run.stderr) == (0, b"")
+    missing = path.replace(b".csv", b".none")
+    run = cli_in_a_shell(f'$JB {command} "$1"{more}', missing, page, env=env)
+    assert (run.returncode, run.stdout, run.stderr.count(b"\n")) == (2, b"", 1)
+
+
+def test_a_kernel_name_that_nothing_can_show_is_drawn(tmp_path: pathlib.Path) -> None:
+    with jax_bfc.scratch(1000):
+        text = jax_bfc.snapshot().to_json().replace("(python)", "\\udcff$x_1")
+    (tmp_path / "s.json").write_text(text)
+    for suffix in (".html", ".json", ".png"):
+        run = cli_in_a_shell(
+            '$JB view "$1" -o "$2"', tmp_path / "s.json", tmp_path / f"v{suffix}"
+        )
+        assert (run.returncode, run.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("arguments", ['replay "$1"', "--help", "replay --help"])
+def test_output_that_cannot_be_written_is_one_line(
+    arguments: str, trace: pathlib.Path
+) -> None:
+    full = cli_in_a_shell(f"$JB {arguments} > /dev/full", trace)
+    assert full.returncode == 2
+    reason = b"standard output cannot be written: No space left on device\n"
+    assert full.stderr == b"jax_bfc: " + reason
+    closed = cli_in_a_shell(f"$JB {arguments} >&-", trace)
+    assert closed.returncode == 2
+    assert closed.stderr == b"jax_bfc: standard output is closed\n"
+
+
+@pytest.mark.parametrize("target", ["&-", "/dev/full"])
+def test_without_stderr_the_status_is_left(target: str, trace: pathlib.Path) -> None:
+    run = cli_in_a_shell(f'$JB replay "$1" 2>{target}', trace.with_name("none.csv"))
+    assert (run.returncode, run.stdout) == (2, b"")
+    run = cli_in_a_shell(f'$JB replay "$1" 2>{target}', trace)
+    assert run.returncode == 0
+    assert run.stdout
+
+
+def test_a_closed_stdin_is_one_line() -> None:
+    run = cli_in_a_shell("$JB replay - <&-")
+    assert (run.returncode, run.stdout) == (2, b"")
+    assert run.stderr == b"jax_bfc: -: cannot be read: standard input is closed\n"
+
+
+def test_a_file_never_gets_the_number_of_a_closed_stream(
+    trace: pathlib.Path,
+) -> None:
+    page = trace.with_suffix(".html")
+    run = cli_in_a_shell('$JB view "$1" -o "$2" <&- 2>&-', trace, page)
+    assert run.returncode == 0
+    assert page.read_text().startswith("<!DOCTYPE html>")
+
+
+def test_info_says_whose_statistics_it_shows() -> None:
+    assert (
+        "statistics of this process, which has just started" in run_cli("info").stdout
+    )

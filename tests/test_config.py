@@ -2,13 +2,12 @@
 
 import dataclasses
 import re
-import textwrap
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import pytest
-from pools import LIMIT, MIB, fresh_pools, output_of, run_python, unchanged
+from pools import LIMIT, MIB, fresh_pools, output_of, unchanged
 
 import jax_bfc
 from jax_bfc import _core
@@ -27,6 +26,7 @@ FACTOR = "valid: a finite number of at least 1"
 BAD_VALUES = [
     ("memory_fraction", 0, FRACTION),
     ("memory_fraction", -0.5, FRACTION),
+    ("memory_fraction", 1e-15, "that gives at least 4,096 bytes, a page"),
     ("memory_fraction", 1.0001, FRACTION),
     ("memory_fraction", float("nan"), FRACTION),
     ("memory_fraction", float("inf"), FRACTION),
@@ -36,7 +36,9 @@ BAD_VALUES = [
     ("limit_bytes", "4 parsecs", SIZE),
     ("limit_bytes", "", SIZE),
     ("limit_bytes", "-4GiB", SIZE),
-    ("limit_bytes", "4gib", SIZE),
+    ("limit_bytes", "4gibs", SIZE),
+    ("limit_bytes", 1, "valid: at least 4,096 bytes, a page"),
+    ("limit_bytes", "4095", "valid: at least 4,096 bytes, a page"),
     ("limit_bytes", "4KiBiB", SIZE),
     ("limit_bytes", "1e9", SIZE),
     ("limit_bytes", "nan", SIZE),
@@ -115,6 +117,9 @@ def test_arguments_go_by_keyword_only() -> None:
         ("1.5GB", 1_500_000_000),
         ("64KiB", 64 << 10),
         (" 7 MB ", 7_000_000),
+        ("1gib", 1 << 30),
+        ("2 mb", 2_000_000),
+        ("4096", 4096),
         ("12345", 12345),
         ("12345B", 12345),
         (1 << 20, 1 << 20),
@@ -229,6 +234,111 @@ def test_one_device_can_have_a_limit_of_its_own() -> None:
     assert jax_bfc.get_config(device).limit_bytes == LIMIT
 
 
+def test_configuring_all_keeps_what_was_set_for_one() -> None:
+    device = jax.devices()[0]
+    jax_bfc.configure(limit_bytes=8 * MIB, initial_bytes=MIB, device=device)
+    jax_bfc.configure(growth_factor=3.0)
+    config = jax_bfc.get_config(device)
+    assert (config.limit_bytes, config.growth_factor) == (8 * MIB, 3.0)
+    assert jax_bfc.memory_stats(device)["bytes_limit"] == 8 * MIB
+    jax_bfc.configure(initial_bytes=2 * MIB)  # both are asked for the same
+    config = jax_bfc.get_config(device)
+    assert (config.limit_bytes, config.initial_bytes) == (8 * MIB, 2 * MIB)
+    with jax_bfc.scratch(6 * MIB), unchanged(), pytest.raises(ValueError):  # noqa: PT011
+        jax_bfc.configure(limit_bytes=MIB, growth_factor=2.0)
+    jax_bfc.configure(memory_fraction=0.5)
+    assert jax_bfc.get_config(device) == jax_bfc.get_config()
+    assert jax_bfc.get_config(device).memory_fraction == 0.5
+
+
+def test_a_device_may_be_given_by_its_name() -> None:
+    device = jax.devices()[0]
+    jax_bfc.configure(limit_bytes=8 * MIB, device="cpu:0")
+    assert jax_bfc.get_config("cpu:0") == jax_bfc.get_config(device)
+    assert jax_bfc.get_config(device).limit_bytes == 8 * MIB
+    with jax_bfc.scratch(1000, device="cpu:0"):
+        assert jax_bfc.memory_stats("cpu:0")["bytes_in_use"] == 1024
+    with unchanged(), pytest.raises(ValueError, match="device='cpu:7'; valid: 'cpu:0'"):
+        jax_bfc.scratch(1, device="cpu:7")
+    if not any(d.platform == "gpu" for d in jax.devices()):
+        for name in ("cuda:0", "gpu:0"):
+            with (
+                unchanged(),
+                pytest.raises(ValueError, match=f"device='{name}'; valid"),
+            ):
+                jax_bfc.trim(name)
+
+
+def test_a_name_before_jax_has_started_starts_nothing_but_for_scratch() -> None:
+    code = """
+        import jax_bfc
+        from jax._src import xla_bridge
+        jax_bfc.configure(limit_bytes="8MiB", device="cpu:0")
+        assert not xla_bridge._backends
+        try:
+            jax_bfc.scratch(1, device="cpu:7")
+        except ValueError as error:
+            print(error)
+        print(jax_bfc.get_config().limit_bytes)
+    """
+    expected = ["device='cpu:7'; valid: 'cpu:0'", str(8 * MIB)]
+    assert output_of(code).splitlines() == expected
+
+
+def test_a_signal_handler_may_configure_read_and_fork_in_the_middle() -> None:
+    """It comes in after each call of the native side, with the lock held."""
+    code = """
+        import os, signal
+        import jax_bfc
+        from jax_bfc import _core
+        jax_bfc.configure(limit_bytes="8MiB")
+        native, seen = _core.configure, []
+
+        def handler(number, frame):
+            config = jax_bfc.get_config()
+            seen.append((config.growth_factor, config.limit_bytes >> 20))
+            if len(seen) == 1:
+                jax_bfc.configure(initial_bytes="1MiB")
+            if (pid := os.fork()) == 0:
+                jax_bfc.configure(limit_bytes="4MiB")
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+
+        def interrupted(*args, **kwargs):
+            refusal = native(*args, **kwargs)
+            if len(seen) < 2:
+                signal.raise_signal(signal.SIGUSR1)
+            return refusal
+
+        _core.configure = interrupted
+        signal.signal(signal.SIGUSR1, handler)
+        jax_bfc.memory_stats()  # JAX has started
+        jax_bfc.configure(growth_factor=3.0, limit_bytes="16MiB")
+        config = jax_bfc.get_config()
+        print(config.growth_factor, config.initial_bytes, config.limit_bytes, seen)
+    """
+    expected = f"3.0 {MIB} {16 * MIB} [(2.0, 8), (2.0, 8)]"
+    assert output_of(code) == expected
+
+
+def test_an_interrupted_configure_changes_nothing() -> None:
+    native = _core.configure
+    calls = []
+
+    def interrupted(*args: Any, **kwargs: Any) -> str | None:
+        calls.append(args)
+        refusal = native(*args, **kwargs)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return refusal
+
+    with unchanged(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_core, "configure", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            jax_bfc.configure(limit_bytes=MIB)
+    assert len(calls) == 2
+
+
 def test_the_cpu_devices_share_one_budget() -> None:
     code = """
         import jax, jax_bfc
@@ -254,85 +364,3 @@ def test_the_cpu_devices_share_one_budget() -> None:
     """
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     assert output_of(code, env=flags).splitlines() == ["64 16 64", "8 8 8"]
-
-
-# ---------------------------------------------------------------------------
-# The environment, and what importing does.
-
-SHOW = """
-    import jax_bfc
-    c = jax_bfc.get_config()
-    print(c.memory_fraction, c.limit_bytes, c.preallocate, c.source)
-"""
-
-
-def test_the_default_is_four_fifths_of_the_host() -> None:
-    limit = int(_core.host_total_bytes() * 0.8)
-    assert output_of(SHOW) == "0.8 None False auto"  # no backend is started
-    started = "import jax; jax.devices()\n" + textwrap.dedent(SHOW)
-    assert output_of(started) == f"0.8 {limit} False auto"
-
-
-def test_the_environment_beats_the_default() -> None:
-    env = {
-        "JAX_BFC_LIMIT_BYTES": "1GiB",
-        "JAX_BFC_PREALLOCATE": "true",
-        "JAX_BFC_SOURCE": "host",
-    }
-    assert output_of(SHOW, env=env) == f"None {1 << 30} True host"
-    fraction = output_of(SHOW, env={"JAX_BFC_MEMORY_FRACTION": "0.5"})
-    assert fraction.startswith("0.5 ")
-
-
-def test_an_argument_beats_the_environment() -> None:
-    code = """
-        import jax_bfc
-        jax_bfc.configure(memory_fraction=0.5, preallocate=False)
-        c = jax_bfc.get_config()
-        print(c.memory_fraction, c.preallocate)
-    """
-    env = {"JAX_BFC_LIMIT_BYTES": "1GiB", "JAX_BFC_PREALLOCATE": "1"}
-    assert output_of(code, env=env) == "0.5 False"
-
-
-@pytest.mark.parametrize(
-    ("env", "text"),
-    [
-        ({"JAX_BFC_MEMORY_FRACTION": "most"}, "JAX_BFC_MEMORY_FRACTION='most'; valid"),
-        ({"JAX_BFC_MEMORY_FRACTION": "2"}, "memory_fraction=2.0; valid"),
-        ({"JAX_BFC_MEMORY_FRACTION": "nan"}, "memory_fraction=nan; valid"),
-        ({"JAX_BFC_LIMIT_BYTES": "4 parsecs"}, "limit_bytes='4 parsecs'; valid"),
-        ({"JAX_BFC_LIMIT_BYTES": ""}, "limit_bytes=''; valid"),
-        ({"JAX_BFC_PREALLOCATE": "maybe"}, "JAX_BFC_PREALLOCATE='maybe'; valid: 1"),
-        ({"JAX_BFC_SOURCE": "disk"}, "source='disk'; valid"),
-        (
-            {"JAX_BFC_MEMORY_FRACTION": "0.5", "JAX_BFC_LIMIT_BYTES": "1GiB"},
-            "exclude each other",
-        ),
-    ],
-)
-def test_a_bad_environment_variable_is_named(env: dict[str, str], text: str) -> None:
-    done = run_python("import jax_bfc", env=env)
-    assert done.returncode == 1
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("ValueError: ")
-    assert text in last
-    assert "JAX_BFC_" in last
-
-
-def test_importing_and_configuring_start_no_backend() -> None:
-    code = """
-        import jax_bfc
-        from jax._src import xla_bridge
-        assert not xla_bridge._backends
-        jax_bfc.configure(limit_bytes="1GiB", preallocate=True)
-        jax_bfc.get_config()
-        jax_bfc.trim()
-        jax_bfc.reset()
-        jax_bfc.reset_peak_memory_stats()
-        jax_bfc.include_dir(), jax_bfc.cmake_dir()
-        assert not xla_bridge._backends
-        jax_bfc.memory_stats()
-        print(sorted(xla_bridge._backends))
-    """
-    assert output_of(code) == "['cpu']"

@@ -1,5 +1,7 @@
 """jax_bfc.on_oom()."""
 
+import copy
+import pickle
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -159,3 +161,33 @@ def test_a_forked_child_keeps_its_callbacks() -> None:
         print(os.waitpid(pid, 0)[1], len(calls))
     """
     assert output_of(code) == "0 1"
+
+
+@pytest.mark.parametrize(
+    "again",
+    [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))],
+)
+def test_the_error_can_be_copied_and_pickled(again: Callable[[Any], Any]) -> None:
+    with pytest.raises(jax_bfc.OutOfMemoryError) as caught, jax_bfc.scratch(2 * LIMIT):
+        pass
+    caught.value.add_note("in a worker")
+    other = again(caught.value)
+    assert type(other) is jax_bfc.OutOfMemoryError
+    assert vars(other) == vars(caught.value)
+    assert str(other) == other.report == caught.value.report
+    assert other.__notes__ == ["in a worker"]
+
+
+def test_what_a_callback_knows_is_let_go_at_the_end() -> None:
+    code = """
+        import jax_bfc
+
+        def free_something(report):
+            print(report)
+
+        jax_bfc.on_oom(free_something)
+        with jax_bfc.scratch(100) as s, jax_bfc.peak() as p:
+            pass
+    """
+    done = run_python(code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

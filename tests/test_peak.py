@@ -80,6 +80,19 @@ def test_a_block_that_raises_ends() -> None:
             p.__enter__()
 
 
+def test_a_block_that_was_never_entered_has_no_figures() -> None:
+    p = jax_bfc.peak()
+    assert repr(p) == "Peak(never entered)"
+    with pytest.raises(RuntimeError, match="this block was never entered"):
+        _ = p.bytes
+    with pytest.raises(RuntimeError, match="this block was never entered"):
+        _ = p.by_kernel
+    with p:
+        pass
+    p.__exit__(None, None, None)
+    assert p.bytes == 0
+
+
 def test_a_reset_inside_a_block_keeps_its_peak() -> None:
     with jax_bfc.peak(jax.devices()[0]) as p:
         with jax_bfc.scratch(MIB):
@@ -126,6 +139,36 @@ def test_the_summary_has_every_kernel(
     for text in (rich, plain):
         assert "cpu:0: 3.0 MiB in use of 64.0 MiB, peak 3.0 MiB" in text
         assert re.search(r"\(python\)\W+1\W+1\W+3.0 MiB", text)
+
+
+def test_the_summary_cuts_no_name_and_has_no_two_columns_alike_on_80_columns() -> None:
+    code = """
+        import sys
+        import rich.console
+        import jax_bfc, jax_bfc._summary
+        from jax_bfc import _core
+        row = {
+            "calls": 1234567, "num_allocs": 2345678, "bytes_in_use": 1 << 30,
+            "peak_bytes_in_use": 3 << 30, "largest_alloc_size": 5 << 20,
+            "total_allocated_bytes": 7 << 40, "pinned_bytes": 1 << 20,
+            "num_failures": 12,
+        }
+        names = [f"segmented_reduction_over_rows:{i}" for i in "abc"]
+        _core.kernel_stats = lambda index: dict.fromkeys(names, row)
+        class Terminal(rich.console.Console):
+            is_terminal = True
+        rich.console.Console = Terminal
+        jax_bfc.memory_stats()
+        jax_bfc.print_summary()
+    """
+    done = output_of(code, env={"COLUMNS": "80", "TERM": "dumb"})
+    lines = done.splitlines()
+    for name in "abc":
+        assert f"segmented_reduction_over_rows:{name}" in lines
+    (header,) = [line.split() for line in lines if "calls" in line]
+    assert " ".join(header) == "calls allocs in use peak largest total pinned failed"
+    assert done.count("7.0 TiB") == 3
+    assert max(map(len, lines[1:])) <= 80
 
 
 def test_a_summary_of_nothing_says_so() -> None:

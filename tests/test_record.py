@@ -1,11 +1,15 @@
 """jax_bfc.record(): every event of every pool."""
 
+import gzip
 import os
 import re
+import sys
 import threading
+import types
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pools import LIMIT, MIB, fresh_pools, output_of
@@ -128,14 +132,183 @@ def test_a_full_disk_is_an_error_of_the_block() -> None:
     from jax_bfc import _core
 
     with open("/dev/full", "wb") as full:
-        assert _core.start_recording(full.fileno(), 1) is None
+        running = _core.RunningRecording(full.fileno(), 1)
         with jax_bfc.scratch(100):
             pass
-        result = _core.stop_recording(full.fileno())
+        result = running.stop(full.fileno())
     assert result is not None
     events, dropped, error, _ = result
     assert (events, dropped) == (3, 3)
     assert os.strerror(error) == "No space left on device"
+
+
+def test_threads_that_record_in_turns_each_write_their_own_file(tmp_path: Path) -> None:
+    lengths: dict[str, list[int]] = {"a": [], "b": []}
+
+    def work(name: str, nbytes: int) -> None:
+        path = tmp_path / f"{name}.csv"
+        while len(lengths[name]) < 300:
+            try:
+                with jax_bfc.record(path) as r, jax_bfc.scratch(nbytes):
+                    pass
+            except RuntimeError:  # the other one records
+                continue
+            events = _recording.read_recording(path).events
+            own = events["requested_bytes"] == nbytes
+            lengths[name].append(int(own.sum()) if r.num_events == len(events) else -1)
+
+    threads = [
+        threading.Thread(target=work, args=arguments)
+        for arguments in (("a", 1000), ("b", 2000))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # Each its own allocation and free, and no part of the other's file.
+    assert lengths == {"a": [2] * 300, "b": [2] * 300}
+
+
+def test_a_recording_that_nobody_holds_has_ended() -> None:
+    from jax_bfc import _core
+
+    running = _core.RunningRecording(-1, 1)
+    with pytest.raises(RuntimeError, match="a recording runs already"):
+        _core.RunningRecording(-1, 1)
+    del running
+    other = _core.RunningRecording(-1, 1)
+    assert other.stop(-1) is not None
+    assert other.stop(-1) is None
+
+
+@pytest.mark.parametrize("path", [None, "a.csv"])
+def test_an_interrupted_entry_leaves_nothing_that_runs(
+    path: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    for place in ("time.time", "jax_bfc._record.Recording"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, interrupt)
+            block = jax_bfc.record(path)
+            with pytest.raises(KeyboardInterrupt) as caught:
+                block.__enter__()
+        with jax_bfc.record():  # although the traceback is still held
+            pass
+        del caught
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file")  # between open and its block
+def test_an_interrupt_after_the_native_start_ends_the_recording(tmp_path: Path) -> None:
+    """At every line of __enter__, as a signal may come."""
+    entered = 0
+    for stop_at in range(1, 40):
+        block = jax_bfc.record(tmp_path / "a.csv")
+        lines = 0
+
+        def trace(
+            frame: types.FrameType, event: str, _: object, stop_at: int = stop_at
+        ) -> Any:
+            nonlocal lines
+            if frame.f_code.co_filename.endswith("_record.py") and event == "line":
+                lines += 1
+                if lines == stop_at:
+                    raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            block.__enter__()
+        except KeyboardInterrupt:
+            sys.settrace(before)
+        else:
+            sys.settrace(before)
+            block.__exit__(None, None, None)
+            entered += 1
+        with jax_bfc.record():
+            pass
+    assert 0 < entered < 39
+
+
+def test_a_refused_recording_leaves_the_older_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.csv"
+    path.write_text("older")
+    with jax_bfc.record(), pytest.raises(RuntimeError, match="runs already"):
+        jax_bfc.record(path).__enter__()
+    assert path.read_text() == "older"
+    assert os.listdir(tmp_path) == ["run.csv"]
+
+
+def test_the_older_file_stays_until_the_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "run.csv"
+    path.write_text("older")
+    path.chmod(0o640)
+    link = tmp_path / "link.csv"
+    link.symlink_to(path)
+    with jax_bfc.record(link), jax_bfc.scratch(1000):
+        assert path.read_text() == "older"
+        assert sorted(os.listdir(tmp_path)) == ["link.csv", "run.csv"]
+    assert link.is_symlink()
+    assert len(_recording.read_recording(path).events) == 3
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert sorted(os.listdir(tmp_path)) == ["link.csv", "run.csv"]
+
+
+def test_a_name_in_gz_is_compressed_and_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "run.csv.gz"
+    with jax_bfc.record(path) as r, jax_bfc.scratch(1000):
+        pass
+    assert gzip.decompress(path.read_bytes()).startswith(_recording.HEADER.encode())
+    assert kinds(r) == ["grow", "allocate", "free"]
+    assert len(_trace.read_trace(path)) == 2
+    with jax_bfc.record() as in_memory, jax_bfc.scratch(1000):
+        pass
+    in_memory.save(tmp_path / "b.csv.gz")
+    saved = _recording.read_recording(tmp_path / "b.csv.gz")
+    assert (saved.events["id"] == in_memory.events["id"]).all()
+    assert sorted(os.listdir(tmp_path)) == ["b.csv.gz", "run.csv.gz"]
+
+
+def test_an_empty_recording_has_ended(tmp_path: Path) -> None:
+    with jax_bfc.record() as r:
+        pass
+    assert (len(r.events), r.num_events) == (0, 0)
+    with jax_bfc.record(tmp_path / "a.csv") as r:
+        pass
+    assert (len(r.events), r.num_events) == (0, 0)
+
+
+def test_a_relative_path_is_of_the_folder_where_record_was_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    block = jax_bfc.record("a.csv")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir("other")
+    with block as r, jax_bfc.scratch(1000):
+        pass
+    assert r.path == str(tmp_path / "a.csv")
+    assert kinds(r) == ["grow", "allocate", "free"]
+    assert os.listdir(".") == []
+
+
+def test_a_folder_that_is_gone_is_an_error_and_the_recording_ends(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    block = jax_bfc.record(folder / "a.csv")
+    r = block.__enter__()
+    folder.rmdir()
+    with pytest.raises(FileNotFoundError):
+        block.__exit__(None, None, None)
+    assert len(r.events) == 0
+    with jax_bfc.record():
+        pass
 
 
 def test_a_forked_child_records_nothing(tmp_path: Path) -> None:
@@ -180,7 +353,7 @@ LINE = "0,5,allocate,0x1000,5,0,allocate,7,256,cpu:0,k,"
         (LINE.replace("allocate,7", "take,7"), ":2: is no event"),
         (LINE.replace(",5,a", ",-5,a"), ":2: is no event"),
         (LINE.replace("0x1000", "0x" + "f" * 5000), ":2: is no event"),
-        (LINE.replace("cpu:0", "cpu:128"), ":2: is no event"),
+        (LINE.replace("cpu:0", "cpu:2048"), ":2: is no event"),
         (LINE.replace("cpu:0", "tpu:0"), ":2: is no event"),
         (LINE.replace(",7,", f",{2**64},"), ":2: is no event"),
         (LINE + "\n" + LINE.replace(",5,a", ",4,a"), ":3: is no event"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import pathlib
@@ -138,3 +139,101 @@ def test_a_closed_pipe_is_no_traceback(tmp_path: pathlib.Path) -> None:
     )
     os.close(writer)
     assert (run.returncode, run.stderr) == (1, b"")
+
+
+HEADER = (
+    "Thread,Time,Action,Pointer,Size,Stream,event,id,chunk_bytes,device,kernel,label"
+)
+
+
+def two_devices(directory: pathlib.Path) -> pathlib.Path:
+    """One address, live on both: 1,000 bytes on cpu:0, then 3,000 on cuda:1."""
+    rows = [
+        f"0,{i},{action},0x100,{size},0,{action},{i},4096,{device},,"
+        for i, (action, size, device) in enumerate(
+            [
+                ("allocate", 1000, "cpu:0"),
+                ("allocate", 3000, "cuda:1"),
+                ("free", 1000, "cpu:0"),
+                ("free", 3000, "cuda:1"),
+            ]
+        )
+    ]
+    return write(directory, "\n".join([HEADER, *rows]))
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_devices_are_kept_apart(
+    plain: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not plain:
+        monkeypatch.setattr(_trace, "split", lambda *_: None)
+    trace = _trace.read_trace(two_devices(tmp_path))
+    assert trace.devices == ("cpu:0", "cuda:1")
+    assert trace.device.tolist() == [0, 1, 0, 1]
+    cuda = trace.of_device("cuda:1")
+    assert cuda.bytes.tolist() == [3000, 3000]
+    assert cuda.ids.tolist() == [0, 0]
+
+
+def test_replay_has_rows_by_device(tmp_path: pathlib.Path) -> None:
+    path = str(two_devices(tmp_path))
+    rows = json.loads(run_cli("replay", path, "--policy", "bfc", "--json").stdout)
+    assert [(row["device"], row["peak_live_bytes"]) for row in rows] == [
+        ("cpu:0", 1000),
+        ("cuda:1", 3000),
+    ]
+    header, *lines = run_cli("replay", path, "--policy", "bfc").stdout.splitlines()
+    assert header.split()[:3] == ["trace", "device", "policy"]
+    assert [line.split()[1] for line in lines] == ["cpu:0", "cuda:1"]
+    one = run_cli("replay", path, "--policy", "bfc", "--device", "cuda:1", "--json")
+    assert [row["peak_live_bytes"] for row in json.loads(one.stdout)] == [3000]
+    none = run_cli("replay", path, "--device", "cuda:0")
+    assert (none.returncode, none.stdout) == (2, "")
+    assert "no events of device 'cuda:0'; valid: cpu:0, cuda:1" in none.stderr
+
+
+def test_plan_is_of_each_device(tmp_path: pathlib.Path) -> None:
+    path = str(two_devices(tmp_path))
+    plans = json.loads(run_cli("plan", path, "--json").stdout)
+    assert [plan["peak_live_bytes"] for plan in plans] == [1000, 3000]
+    assert "jax.local_devices(backend='cuda')[1]" in plans[1]["configure"]
+    text = run_cli("plan", path, "--device", "cuda:1").stdout
+    assert text.startswith("t.csv on cuda:1: 2 events")
+
+
+def test_sizes_have_a_unit_that_fits(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path, OURS + "a,1,100,0\na,2,5000,0\n")
+    assert " 5.0 KiB " in run_cli("replay", str(path), "--policy", "bfc").stdout
+    assert " 5.0 KiB " in run_cli("plan", str(path)).stdout
+
+
+def test_a_log_that_begins_in_the_middle_has_a_way_in(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path, OURS + "f,9,100,0\na,1,1000,0\nf,1,,0\nf,8,,0\n")
+    refused = run_cli("replay", str(path))
+    assert refused.returncode == 2
+    assert ":2: frees 9" in refused.stderr
+    assert "--from-middle" in refused.stderr
+    run = run_cli("replay", str(path), "--from-middle", "--policy", "bfc")
+    assert run.stdout.endswith("2 frees of what no line allocates were passed over\n")
+    run = run_cli("plan", str(path), "--from-middle", "--json")
+    plan = json.loads(run.stdout)
+    assert (plan["events"], plan["skipped_frees"]) == (2, 2)
+    page = tmp_path / "a.html"
+    assert run_cli("view", str(path), "--from-middle", "-o", str(page)).returncode == 0
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("command", ["replay", "plan", "view"])
+def test_a_dash_is_standard_input(
+    command: str, packed: bool, tmp_path: pathlib.Path
+) -> None:
+    data = (OURS + "a,1,1000,0\nf,1,,0\n").encode()
+    more = ["-o", str(tmp_path / "a.html")] if command == "view" else []
+    run = subprocess.run(
+        [sys.executable, "-P", "-m", "jax_bfc", command, "-", *more],
+        input=gzip.compress(data) if packed else data,
+        capture_output=True,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (0, b"")

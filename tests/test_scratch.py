@@ -2,7 +2,6 @@
 
 import gc
 import re
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,7 +36,7 @@ def test_a_size_out_of_range_is_refused(size: int) -> None:
         jax_bfc.scratch(size)
 
 
-@pytest.mark.parametrize("size", [1.5, "4GiB", None, b"1", [1]])
+@pytest.mark.parametrize("size", [1.5, None, b"1", [1]])
 def test_a_size_that_is_no_int_is_refused(size: Any) -> None:
     with unchanged(), pytest.raises(TypeError, match=r"nbytes=.* is a .*; valid: an"):
         jax_bfc.scratch(size)
@@ -69,6 +68,13 @@ def test_a_device_of_the_wrong_type_is_refused(device: object) -> None:
 def test_an_unknown_key_is_refused() -> None:
     with unchanged(), pytest.raises(TypeError, match="align"):
         jax_bfc.scratch(1, align=256)  # type: ignore[call-arg]
+
+
+def test_a_size_may_be_text() -> None:
+    with jax_bfc.scratch("1MiB") as s:
+        assert s.nbytes == MIB
+    with unchanged(), pytest.raises(ValueError, match="nbytes='4 parsecs'; valid"):
+        jax_bfc.scratch("4 parsecs")
 
 
 def test_nothing_is_allocated_before_the_block_is_entered() -> None:
@@ -136,6 +142,17 @@ def test_jax_takes_it_by_dlpack_without_a_copy() -> None:
         assert (array.dtype, array.shape) == (jnp.uint8, (4096,))
         assert array.unsafe_buffer_pointer() == s.ptr
         assert int(jnp.sum(array.astype(jnp.int32))) == 3 * 4096
+
+
+def test_a_consumer_may_ask_for_a_copy() -> None:
+    with jax_bfc.scratch(1000) as s:
+        memoryview(s)[:] = b"\3" * 1000
+        array = np.from_dlpack(s, copy=True)
+        memoryview(s)[:] = b"\4" * 1000
+        assert array.ctypes.data != s.ptr
+        assert np.from_dlpack(s, copy=False).ctypes.data == s.ptr
+    assert live() == 0
+    assert (array == 3).all()
 
 
 def test_its_dlpack_device_is_the_cpu() -> None:
@@ -246,82 +263,6 @@ def test_blocks_nest() -> None:
             assert live() == 2
         assert live() == 1
         assert a.ptr
-    assert live() == 0
-
-
-def test_one_block_can_be_entered_again_while_it_is_open() -> None:
-    block = jax_bfc.scratch(300)
-    with block as a:
-        with block as b:
-            assert a.ptr != b.ptr
-        with pytest.raises(ValueError, match="used after"):
-            _ = b.ptr
-        assert a.ptr
-    with block as c:
-        assert c.nbytes == 300
-    assert live() == 0
-
-
-def test_threads_that_share_a_block_each_end_their_own() -> None:
-    block = jax_bfc.scratch(300)
-    entered = threading.Barrier(2)
-    left = threading.Event()
-    seen: list[int] = []
-
-    def first() -> None:
-        with block:
-            entered.wait()
-            entered.wait()
-        left.set()
-
-    def second() -> None:
-        entered.wait()
-        with block as s:
-            entered.wait()
-            left.wait()
-            seen.append(s.ptr)
-
-    threads = [threading.Thread(target=f) for f in (first, second)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=30)
-    assert len(seen) == 1
-    assert live() == 0
-
-
-def test_threads_never_share_memory() -> None:
-    failures: list[str] = []
-
-    def work(mark: int) -> None:
-        for i in range(300):
-            with jax_bfc.scratch(64 + (i * 977) % 5000) as s:
-                array = np.frombuffer(memoryview(s), np.uint8)
-                array[:] = mark
-                if not (array == mark).all():
-                    failures.append(f"{mark} in round {i}")
-
-    threads = [threading.Thread(target=work, args=(mark,)) for mark in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
-    assert live() == 0
-
-
-def test_memory_made_in_one_thread_is_freed_in_another() -> None:
-    views = []
-
-    def make() -> None:
-        with jax_bfc.scratch(5000) as s:
-            views.append(memoryview(s))
-
-    thread = threading.Thread(target=make)
-    thread.start()
-    thread.join()
-    assert live() == 1
-    views.clear()
     assert live() == 0
 
 

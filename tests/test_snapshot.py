@@ -104,6 +104,51 @@ def test_a_saved_snapshot_is_read_back(tmp_path: Path) -> None:
     assert not (tmp_path / "b.json").exists()
 
 
+def test_a_snapshot_that_could_not_be_read_back_is_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("older")
+    snapshot = jax_bfc.snapshot()
+    size = len(snapshot.to_json())
+    monkeypatch.setattr(_snapshot, "MAX_FILE_BYTES", size - 1)
+    with pytest.raises(ValueError, match=f"is {size} bytes of JSON; valid: up to"):
+        snapshot.save(path)
+    assert path.read_text() == "older"
+    snapshot.save(tmp_path / "viz.json", format="memory_viz")
+    monkeypatch.setattr(_snapshot, "MAX_FILE_BYTES", size)
+    snapshot.save(path)
+    assert _snapshot.read_snapshot(path) == snapshot
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.json", "viz.json"]
+
+
+def test_a_snapshot_in_gz_is_read_back(tmp_path: Path) -> None:
+    with jax_bfc.scratch(1000):
+        snapshot = jax_bfc.snapshot()
+    snapshot.save(tmp_path / "a.json.gz")
+    assert (tmp_path / "a.json.gz").read_bytes().startswith(b"\x1f\x8b")
+    assert _snapshot.read_snapshot(tmp_path / "a.json.gz") == snapshot
+
+
+def test_a_plot_that_fails_leaves_the_older_image(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "a.nonsense"
+    path.write_text("older")
+    with pytest.raises(ValueError, match="nonsense"):
+        jax_bfc.snapshot().plot(path)
+    assert path.read_text() == "older"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.nonsense"]
+
+
+def test_a_lane_between_two_streams_has_none(tmp_path: Path) -> None:
+    with jax_bfc.scratch(1000):
+        value = json.loads(jax_bfc.snapshot().to_json())
+    value["lanes"][0]["stream"] = 2**64 - 2  # as older versions say it
+    (tmp_path / "a.json").write_text(json.dumps(value))
+    (lane,) = _snapshot.read_snapshot(tmp_path / "a.json").lanes
+    assert lane.stream is None
+
+
 def with_a_pin() -> jax_bfc.Snapshot:
     """As if a CUDA graph held the first chunk, of 1,024 bytes; one more is in use."""
     with jax_bfc.scratch(1000), jax_bfc.scratch(2000):

@@ -146,6 +146,14 @@ def test_python_blocks_are_a_kernel_of_their_own() -> None:
         row.calls = 0  # type: ignore[misc]
 
 
+def test_the_figures_of_a_kernel_print_one_on_a_line() -> None:
+    with jax_bfc.scratch(3 << 20):
+        lines = str(jax_bfc.kernel_stats()["(python)"]).splitlines()
+    assert lines[0].split() == ["calls", "1"]
+    assert lines[2].split() == ["bytes_in_use", "3,145,728", "(3.0", "MiB)"]
+    assert len(lines) == len(dataclasses.fields(jax_bfc.KernelStats))
+
+
 def test_trim_gives_back_what_is_wholly_free() -> None:
     with jax_bfc.scratch(1000), jax_bfc.scratch(16 * MIB):
         assert jax_bfc.trim() == 0
@@ -213,7 +221,7 @@ def test_a_pool_that_was_reset_serves_again() -> None:
     ],
     ids=lambda function: str(function.__name__),
 )
-@pytest.mark.parametrize("device", ["cpu:0", 0, object(), jax.Device])
+@pytest.mark.parametrize("device", ["cpu:x", 0, object(), jax.Device])
 def test_a_device_of_the_wrong_type_is_refused(
     function: Callable[[object], object], device: object
 ) -> None:

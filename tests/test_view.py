@@ -1,56 +1,19 @@
-"""python -m jax_bfc view: pages, traces and images of snapshots and recordings."""
+"""python -m jax_bfc view: what it takes, and the files that it writes."""
 
+import gzip
 import json
 import re
-import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pools import LIMIT, MIB, fresh_pools
+from pools import MIB
+from views import data_of, pools, recording, refused, snapshot, view
 
-import jax_bfc
 from jax_bfc import __main__ as command
 from jax_bfc import _recording
 
-
-@pytest.fixture(autouse=True)
-def pools() -> Iterator[None]:
-    with fresh_pools():
-        yield
-
-
-@pytest.fixture
-def recording(tmp_path: Path) -> Path:
-    path = tmp_path / "run.csv"
-    with jax_bfc.record(path), jax_bfc.scratch(3 * MIB):
-        for nbytes in (1000, 5000, MIB):
-            with jax_bfc.scratch(nbytes), jax_bfc.scratch(2 * nbytes):
-                pass
-        with pytest.raises(jax_bfc.OutOfMemoryError), jax_bfc.scratch(2 * LIMIT):
-            pass
-    # A target may have any name.
-    text = path.read_text().replace("(python)", "%3C/script%3E%3Cb%3E$x_1")
-    path.write_text(text)
-    return path
-
-
-@pytest.fixture
-def snapshot(tmp_path: Path) -> Path:
-    path = tmp_path / "map.json"
-    with jax_bfc.scratch(3 * MIB), jax_bfc.scratch(1000):
-        jax_bfc.snapshot().save(path)
-    text = path.read_text().replace("(python)", "</script><b>$x_1")
-    # As if a CUDA graph held the first chunk.
-    path.write_text(text.replace('"pinned":false', '"pinned":true', 1))
-    return path
-
-
-def view(source: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["view", str(source), "-o", str(output)]) == 0
-    assert capsys.readouterr().out == f"wrote {output}\n"
+__all__ = ["pools", "recording", "snapshot"]  # fixtures
 
 
 def test_view_as_json_names_both_files(
@@ -60,22 +23,6 @@ def test_view_as_json_names_both_files(
     assert command.main(["view", str(snapshot), "-o", output, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == {"source": str(snapshot), "output": output}
-
-
-def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    assert command.main(["view", *arguments]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("jax_bfc: ")
-    assert err.count("\n") == 1
-    return err
-
-
-def data_of(page: str) -> dict[str, Any]:
-    found = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)
-    assert found is not None
-    data: dict[str, Any] = json.loads(found[1])
-    return data
 
 
 def test_a_trace_has_a_slice_for_each_allocation_and_counters(
@@ -167,8 +114,9 @@ def test_a_long_recording_is_cut_and_says_so(
         (None, "cannot be read: No such file"),
         (b"", "is no snapshot"),
         (b"\x00" * (8 << 20), "is no snapshot"),
-        (b"\x00" * (32 << 20), "is larger than 16,777,216 bytes"),
-        (b"op,id,bytes,stream\na,0,1,0\n", "is no snapshot"),
+        (b'{"format": "jax_bfc snapshot"' + b" " * (32 << 20), "is larger than 16,777"),
+        (b"name,age\nx,1\n", "is no snapshot, recording or trace"),
+        (b"op,id,bytes,stream\nf,0,1,0\n", ":2: frees 0, which is not live"),
         (b'{"format": "jax_bfc snapshot"}', "$ has no 'version'"),
         (b'{"format": "jax_bfc snapshot", "x": ' + b"[" * 10**6, "is no snapshot"),
         (_recording.HEADER.encode() + b"\n", "has no events"),
@@ -201,67 +149,109 @@ def test_a_bad_output_is_one_line(
     )
 
 
-@pytest.mark.parametrize("source", ["recording", "snapshot"])
-def test_the_page_runs_in_a_browser(
-    source: str,
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize("how", ["same", "other spelling", "link", "hard link"])
+def test_a_source_is_not_replaced_by_its_view(
+    how: str, snapshot: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    browser = next(filter(None, map(shutil.which, names)), None)
-    if browser is None:
-        pytest.skip(f"none of {', '.join(names)} is installed")
-    path: Path = request.getfixturevalue(source)
-    output = path.with_suffix(".html")
-    view(path, output, capsys)
-    # Uses the page as a person would; what it finds goes where the test reads it.
-    use = """<script>
-      const result = {ready: document.body.dataset.ready};
-      const rows = () => document.querySelectorAll("tbody tr").length;
-      result.rows = rows();
-      const search = document.getElementById("search");
-      search.value = "nothing of this name"; search.oninput();
-      result.found = rows();
-      search.value = "X_1"; search.oninput();
-      result.again = rows();
-      const span = () => (view.t1 - view.t0) * (view.a1 - view.a0), before = span();
-      document.getElementById("map").dispatchEvent(
-          new WheelEvent("wheel", {deltaY: -500, clientX: 300, clientY: 300}));
-      result.zoomed = span() < before;
-      document.getElementById("reset").click();
-      result.whole = span() === before;
-      const c = document.getElementById("map");
-      const pixels = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
-      result.drawn = pixels.some((value) => value > 0);
-      const box = c.getBoundingClientRect();
-      c.dispatchEvent(new PointerEvent(
-          "pointermove", {clientX: box.left + 3, clientY: box.top + 3}));
-      result.pinned = document.getElementById("tip").textContent.includes("pinned");
-      result.hatched = document.getElementById("what").textContent.includes("hatched");
-      document.title = JSON.stringify(result);
-    </script>"""
-    output.write_text(output.read_text() + use)
-    command_line = [browser, "--headless", "--no-sandbox", "--disable-gpu"]
-    command_line += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-    done = subprocess.run(
-        [*command_line, output.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+    before = snapshot.read_bytes()
+    output = snapshot.with_name("other.json")
+    match how:
+        case "link":
+            output.symlink_to(snapshot)
+        case "hard link":
+            output.hardlink_to(snapshot)
+        case "other spelling":
+            output = snapshot.parent / ".." / snapshot.parent.name / snapshot.name
+        case _:
+            output = snapshot
+    line = refused([str(snapshot), "-o", str(output)], capsys)
+    assert "is the file that is drawn" in line
+    assert snapshot.read_bytes() == before
+
+
+def test_a_view_that_fails_leaves_the_older_output(
+    recording: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = recording.with_name("page.html")
+    output.write_text("older")
+
+    def fail(*_: object, **__: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("jax_bfc._views._files.recording_page", fail)
+    files = sorted(recording.parent.iterdir())
+    assert "cannot be written: No space" in refused(
+        [str(recording), "-o", str(output)], capsys
     )
-    found = re.search(r"<title>(.*?)</title>", done.stdout)
-    assert found is not None, done.stderr
-    result = json.loads(found[1])
-    assert int(result.pop("ready")) > 0
-    assert result == {
-        "rows": 1,
-        "found": 0,
-        "again": 1,
-        "zoomed": True,
-        "whole": True,
-        "drawn": True,
-        "pinned": source == "snapshot",
-        "hatched": source == "snapshot",
-    }
+    assert output.read_text() == "older"
+    monkeypatch.setattr("jax_bfc._views._files.recording_page", interrupted)
+    assert refused([str(recording), "-o", str(output)], capsys).endswith("rupted\n")
+    assert output.read_text() == "older"
+    assert sorted(recording.parent.iterdir()) == files
+
+
+def interrupted(*_: object, **__: object) -> str:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("suffix", [".html", ".json", ".png"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "op,id,bytes,stream\na,1,1000,0\na,2,3000,0\nf,1,1000,0\n",
+        "Thread,Time,Action,Pointer,Size,Stream\n1,00:00:00:000001,allocate,0x10,9,0x0",
+        "\ufeffop,id,bytes\na,1,1000\n",
+    ],
+    ids=["ours", "rmm", "bom"],
+)
+def test_a_trace_that_replay_takes_is_drawn(
+    text: str, suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if suffix == ".png":
+        pytest.importorskip("matplotlib")
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    view(path, path.with_suffix(suffix), capsys)
+    packed = tmp_path / "t.csv.gz"
+    packed.write_bytes(gzip.compress(text.encode()))
+    view(packed, path.with_suffix(suffix), capsys)
+
+
+def test_the_page_of_a_trace_has_its_live_bytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("op,id,bytes,stream\na,1,1000,0\na,2,3000,0\nf,1,1000,0\n")
+    view(path, tmp_path / "t.html", capsys)
+    data = data_of((tmp_path / "t.html").read_text())
+    assert [point[1] for point in data["counters"][0]] == [0, 1000, 4000, 3000]
+    assert (data["unit"], data["devices"], data["chunks"]) == ("events", ["trace"], [])
+
+
+@pytest.mark.parametrize("prepare", ["bom", "gz", "crlf"])
+def test_a_recording_is_drawn_however_it_was_kept(
+    prepare: str, recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = recording.read_bytes()
+    path = recording.with_name("kept.csv.gz" if prepare == "gz" else "kept.csv")
+    match prepare:
+        case "bom":
+            data = b"\xef\xbb\xbf" + data
+        case "gz":
+            data = gzip.compress(data)
+        case _:
+            data = data.replace(b"\n", b"\r\n")
+    path.write_bytes(data)
+    view(path, recording.with_name("a.html"), capsys)
+    view(recording, recording.with_name("b.html"), capsys)
+    pages = [recording.with_name(name).read_text() for name in ("a.html", "b.html")]
+    assert data_of(pages[0])["chunks"] == data_of(pages[1])["chunks"]
+
+
+def test_gzip_data_under_another_name_is_told(
+    recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = recording.with_name("packed.csv")
+    path.write_bytes(gzip.compress(recording.read_bytes()))
+    line = refused([str(path), "-o", str(recording.with_name("a.html"))], capsys)
+    assert "is gzip data; valid: a name that ends in .gz" in line

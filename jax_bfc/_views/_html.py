@@ -1,11 +1,15 @@
 """One HTML page that needs nothing else: timeline, map, and table by kernel."""
 
+import datetime
 import importlib.resources
 import json
 from typing import Any
 
 from jax_bfc._recording import Recording
 from jax_bfc._snapshot import Snapshot
+from jax_bfc._summary import text_of_bytes
+from jax_bfc._version import __version__
+from jax_bfc._views._colours import colours
 from jax_bfc._views._timeline import Allocation, Timeline
 
 # What a browser draws at once without trouble; of the allocations the largest
@@ -35,8 +39,24 @@ def _thinned(
     return [max(group, key=lambda point: point[1]) for group in groups]
 
 
-def recording_page(recording: Recording, title: str) -> str:
-    """The page of a recording."""
+def _date(time: float) -> str:
+    return datetime.datetime.fromtimestamp(time, datetime.UTC).strftime("%F %T UTC")
+
+
+def _about(*more: str) -> str:
+    """A line on where the page comes from."""
+    now = datetime.datetime.now(datetime.UTC).timestamp()
+    return "  ·  ".join([*more, f"drawn {_date(now)} by jax_bfc {__version__}"])
+
+
+def recording_page(
+    recording: Recording, title: str, *, written: float | None = None
+) -> str:
+    """The page of a recording.
+
+    Args:
+        written: when its file was, in seconds since 1970.
+    """
     timeline = Timeline(recording)
     shown = timeline.allocations
     if len(shown) > _MOST_ALLOCATIONS:
@@ -56,24 +76,32 @@ def recording_page(recording: Recording, title: str) -> str:
         )
     kernels: dict[str, list[int]] = {}
     for a in timeline.allocations:
-        row = kernels.setdefault(a.kernel, [0, 0, 0, 0])
+        row = kernels.setdefault(a.kernel, [0, 0, 0, timeline.peaks[a.kernel], 0])
         row[0] += 1
         row[1] += a.requested_bytes
         row[2] = max(row[2], a.requested_bytes)
-        row[3] += a.chunk_bytes - a.requested_bytes
+        row[4] += a.chunk_bytes - a.requested_bytes
     names = sorted(kernels, key=lambda name: -kernels[name][1])
     index = {name: i for i, name in enumerate(names)}
     devices = {device: i for i, device in enumerate(timeline.devices)}
+    about = [] if written is None else [f"file written {_date(written)}"]
+    if recording._unit == "ns":
+        offset = f"{timeline.start_ns / 1e9:,.6f}".rstrip("0").rstrip(".")
+        about.append(f"0 is {offset} s after the recording began")
     return _page(
         title,
         {
             "type": "recording",
             "title": title,
+            "about": _about(*about),
+            "colours": colours(len(names)),
+            "start_ns": timeline.start_ns,
             "notes": notes,
+            "unit": recording._unit,
             "end_ns": timeline.end_ns,
             "devices": timeline.devices,
             "kernels": names,
-            "columns": ["allocations", "allocated", "largest", "wasted"],
+            "columns": ["allocations", "allocated", "largest", "peak", "wasted"],
             "rows": [kernels[name] for name in names],
             "counters": [
                 _thinned(timeline.counters[d], _MOST_POINTS) for d in timeline.devices
@@ -90,6 +118,7 @@ def recording_page(recording: Recording, title: str) -> str:
                     "in_use",
                 ]
                 for a in shown
+                if recording._unit == "ns"  # a trace has no addresses
             ],
             "marks": [
                 [devices[m.device], m.kind, m.kernel, m.time_ns, m.bytes]
@@ -121,6 +150,13 @@ def snapshot_page(snapshot: Snapshot, title: str) -> str:
         {
             "type": "snapshot",
             "title": title,
+            "about": _about(
+                f"taken {_date(snapshot.time)}",
+                f"limit {text_of_bytes(snapshot.limit_bytes)}",
+            ),
+            "colours": colours(len(names)),
+            "unit": "ns",
+            "start_ns": 0,
             "notes": notes,
             "end_ns": 1,
             "devices": [snapshot.device],

@@ -1,34 +1,18 @@
 """Plots with matplotlib, which the "plot" extra brings."""
 
 import importlib
-import os
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 
 from jax_bfc._recording import Recording
 from jax_bfc._snapshot import Snapshot
 from jax_bfc._summary import text_of_bytes
+from jax_bfc._views._colours import STATES
+from jax_bfc._views._colours import colours as colours_of
 from jax_bfc._views._timeline import Timeline
 
-# Kernels beyond these share the last colour. After Paul Tol's bright and muted
-# schemes, which the colour-blind can tell apart.
-COLOURS: Final = (
-    "#4477aa",
-    "#ee6677",
-    "#228833",
-    "#ccbb44",
-    "#66ccee",
-    "#aa3377",
-    "#332288",
-    "#ddcc77",
-    "#117733",
-    "#88ccee",
-    "#882255",
-    "#999933",
-)
-OTHER: Final = "#777777"
-STATE_COLOURS: Final = {"cached": "#c9c9c9", "waiting": "#e3b6b6", "free": "#f1f1f1"}
+_MOST_IN_LEGEND: Final = 24
 _ROWS: Final = 48
 _COLUMNS: Final = 384
 
@@ -43,12 +27,9 @@ def matplotlib_module(name: str) -> Any:
         ) from error
 
 
-def colours_of(kernels: list[str]) -> dict[str, str]:
-    """A colour for each, the first ones their own."""
-    return {
-        kernel: COLOURS[i] if i < len(COLOURS) else OTHER
-        for i, kernel in enumerate(kernels)
-    }
+def _shown(name: str) -> str:
+    """A name of a file, which may hold what no font and no encoding has."""
+    return name.encode(errors="replace").decode()
 
 
 def _cells(snapshot: Snapshot, colours: dict[str, str]) -> Any:
@@ -66,7 +47,7 @@ def _cells(snapshot: Snapshot, colours: dict[str, str]) -> Any:
         if chunk.state == "in_use":
             colour = rgb(colours[chunk.kernel or "?"])
         else:
-            colour = rgb(STATE_COLOURS[chunk.state])
+            colour = rgb(STATES[chunk.state])
         first, last = int(start), min(cells, int(np.ceil(end)))
         cell = np.arange(first, last)
         covered = np.minimum(cell + 1, end) - np.maximum(cell, start)
@@ -79,13 +60,13 @@ def _cells(snapshot: Snapshot, colours: dict[str, str]) -> Any:
     return image.reshape(_ROWS, _COLUMNS, 3)
 
 
-def plot_snapshot(snapshot: Snapshot, path: str | os.PathLike[str] | None) -> Any:
+def plot_snapshot(snapshot: Snapshot) -> Any:
     """The map of a snapshot; see Snapshot.plot."""
     figure = matplotlib_module("figure").Figure(figsize=(11, 6), layout="constrained")
     patches = matplotlib_module("patches")
     totals = snapshot.totals
     rows = snapshot.by_kernel()
-    colours = colours_of(list(rows))
+    colours = dict(zip(rows, colours_of(len(rows)), strict=True))
     axes = figure.add_subplot()
     axes.imshow(_cells(snapshot, colours), aspect="auto", interpolation="nearest")
     axes.set_xticks([])
@@ -98,20 +79,24 @@ def plot_snapshot(snapshot: Snapshot, path: str | os.PathLike[str] | None) -> An
         parse_math=False,
     )
     handles = [
-        patches.Patch(color=colours[kernel], label=f"{kernel}  {text_of_bytes(held)}")
-        for kernel, (_, held, _) in list(rows.items())[: len(COLOURS)]
+        patches.Patch(
+            color=colours[kernel], label=f"{_shown(kernel)}  {text_of_bytes(held)}"
+        )
+        for kernel, (_, held, _) in list(rows.items())[:_MOST_IN_LEGEND]
     ]
-    if len(rows) > len(COLOURS):
-        handles.append(patches.Patch(color=OTHER, label="other kernels"))
+    if (others := len(rows) - _MOST_IN_LEGEND) > 0:
+        handles.append(patches.Patch(alpha=0, label=f"and {others:,} more kernels"))
     handles += [
         patches.Patch(color=colour, label=f"{state}  {text_of_bytes(size)}")
-        for state, colour in STATE_COLOURS.items()
+        for state, colour in STATES.items()
         if (size := totals[f"{state}_bytes"]) > 0
     ]
     if totals["pinned_bytes"] > 0:
         label = f"held by CUDA graphs  {text_of_bytes(totals['pinned_bytes'])}"
         handles.append(
-            patches.Patch(facecolor=OTHER, edgecolor="white", hatch="||||", label=label)
+            patches.Patch(
+                facecolor="#777777", edgecolor="white", hatch="||||", label=label
+            )
         )
     if handles:
         labels = [handle.get_label() for handle in handles]
@@ -120,34 +105,51 @@ def plot_snapshot(snapshot: Snapshot, path: str | os.PathLike[str] | None) -> An
         )
         for text in legend.get_texts():
             text.set_parse_math(False)  # a kernel may have any name
-    if path is not None:
-        figure.savefig(path, dpi=150)
     return figure
 
 
-def plot_recording(
-    recording: Recording, title: str, path: str | os.PathLike[str] | None
-) -> Any:
+def plot_recording(recording: Recording, title: str) -> Any:
     """Bytes in use and mapped over time, one plot for each device."""
-    figure = matplotlib_module("figure").Figure(figsize=(11, 6), layout="constrained")
     timeline = Timeline(recording)
-    rows = figure.subplots(len(timeline.devices), squeeze=False, sharex=True)
+    number = len(timeline.devices)
+    figure = matplotlib_module("figure").Figure(
+        figsize=(11, 1.5 + min(30, 3.5 * number)), layout="constrained"
+    )
+    rows = figure.subplots(number, squeeze=False, sharex=True)
+    scale = 1e9 if recording._unit == "ns" else 1
+    begin = timeline.start_ns / scale
     for axes, device in zip(rows[:, 0], timeline.devices, strict=True):
         points = np.array(timeline.counters[device], dtype=float)
-        seconds, mib = points[:, 0] / 1e9, points[:, 1:] / (1 << 20)
-        axes.fill_between(seconds, mib[:, 1], step="post", color="#d8dde3")
-        axes.fill_between(seconds, mib[:, 0], step="post", color=COLOURS[0])
+        # At once what was so when the first event came.
+        times = np.maximum(points[:, 0] / scale - begin, 0)
+        mib = points[:, 1:] / (1 << 20)
+        axes.fill_between(times, mib[:, 0], step="post", color=colours_of(1)[0])
         axes.set_ylim(bottom=0)
-        axes.set_ylabel(f"{device}: MiB in use (blue), mapped (grey)")
+        axes.set_ylabel("MiB in use")
+        what = f"{device}: in use (blue, left scale)"
+        if recording._unit == "ns":
+            mapped = axes.twinx()  # else what is in use is a line at its foot
+            mapped.step(times, mib[:, 1], where="post", color="#888888")
+            mapped.set_ylim(bottom=0)
+            mapped.set_ylabel("MiB mapped")
+            what += ", mapped (grey, right scale), failures (red)"
+        axes.set_title(what, loc="left", fontsize="medium")
         failures = [
-            mark.time_ns / 1e9
+            mark.time_ns / scale - begin
             for mark in timeline.marks
             if mark.device == device and mark.kind == "failure"
         ]
         for moment in failures[:1000]:
-            axes.axvline(moment, color=COLOURS[1], linewidth=0.8)
-    rows[-1, 0].set_xlabel("seconds")
+            axes.axvline(moment, color="#ee6677", linewidth=0.8)
+    if recording._unit == "ns":
+        offset = f"seconds, from {begin:,.3f} s after the recording began"
+    else:
+        offset = "events"
+    rows[-1, 0].set_xlabel(offset)
     figure.suptitle(title, parse_math=False)
-    if path is not None:
-        figure.savefig(path, dpi=150)
     return figure
+
+
+def save_figure(figure: Any, file: BinaryIO, format: str) -> None:
+    """Writes an image."""
+    figure.savefig(file, dpi=150, format=format)

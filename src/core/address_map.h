@@ -2,7 +2,8 @@
 //
 // Linear hashing (Litwin, VLDB 1980): the table grows by one bucket for each
 // chunk more, so that no insertion ever pays for a rehash of all. Chains run
-// through the chunks themselves. Expected O(1), four bytes a chunk.
+// through the chunks themselves. Expected O(1), four bytes a chunk, which
+// Reserve alone obtains.
 #ifndef JAX_BFC_CORE_ADDRESS_MAP_H_
 #define JAX_BFC_CORE_ADDRESS_MAP_H_
 
@@ -17,9 +18,15 @@ namespace jax_bfc {
 
 class AddressMap {
  public:
-  AddressMap() { buckets_[buckets_.Grow()] = kNoChunk; }
+  AddressMap() {
+    buckets_.Reserve(1);
+    buckets_[buckets_.Append()] = kNoChunk;
+  }
 
-  // REQUIRES: no chunk in the map starts at the same address.
+  // Room for `n` chunks in all; throws std::bad_alloc and keeps what it has.
+  void Reserve(size_t n) { buckets_.Reserve(n); }
+
+  // REQUIRES: there is room, and no chunk in the map starts at its address.
   void Insert(ChunkTable& chunks, ChunkId id) {
     if (++size_ > buckets_.size()) AddBucket(chunks);
     ChunkId& head = buckets_[BucketOf(chunks[id].address)];
@@ -59,7 +66,7 @@ class AddressMap {
 
   // Divides the chain of one bucket between it and a new one.
   void AddBucket(ChunkTable& chunks) {
-    const size_t added = buckets_.Grow();
+    const size_t added = buckets_.Append();
     mask_ = std::bit_ceil(added + 1) - 1;
     ChunkId* keep = &buckets_[added & (mask_ >> 1)];
     ChunkId* move = &buckets_[added];

@@ -1,6 +1,7 @@
 #include "core/arena.h"
 
 #include <algorithm>
+#include <new>
 #include <utility>
 
 namespace jax_bfc {
@@ -10,9 +11,11 @@ Arena::Arena(MemorySource* source, size_t limit_bytes, GrowthPolicy growth)
 
 Arena::~Arena() {
   if (source_->has_virtual_memory()) {
-    for (const auto& [address, bytes] : steps_) source_->Unmap(address, bytes);
+    for (const auto& [address, bytes] : steps_.entries()) {
+      source_->Unmap(address, bytes);
+    }
   }
-  for (const auto& [base, first] : regions_) {
+  for (const auto& [base, first] : regions_.entries()) {
     size_t bytes = 0;
     for (ChunkId id = first; id != kNoChunk; id = chunks_[id].next) {
       bytes += chunks_[id].bytes;
@@ -24,7 +27,7 @@ Arena::~Arena() {
 // ---------------------------------------------------------------------------
 // Allocate and free.
 
-ChunkId Arena::Allocate(size_t bytes, size_t alignment) {
+ChunkId Arena::Allocate(size_t bytes, size_t alignment) noexcept {
   ChunkId id = TryAllocate(bytes, alignment);
   if (id == kNoChunk && Grow(bytes, alignment)) {
     id = TryAllocate(bytes, alignment);
@@ -32,7 +35,10 @@ ChunkId Arena::Allocate(size_t bytes, size_t alignment) {
   return id;
 }
 
-ChunkId Arena::TryAllocate(size_t bytes, size_t alignment) {
+ChunkId Arena::TryAllocate(size_t bytes, size_t alignment) noexcept {
+  if (map_.size() > most_chunks_ && !ReserveRecords(0)) [[unlikely]] {
+    return kNoChunk;
+  }
   const size_t rounded = RoundedBytes(bytes);
   if (alignment <= kQuantum) [[likely]] {
     const ChunkId id = bins_.TakeBestFit(chunks_, rounded);
@@ -90,7 +96,7 @@ ChunkId Arena::HandOut(ChunkId id, size_t bytes, size_t requested_bytes) {
   return id;
 }
 
-void Arena::Free(ChunkId id) { FreeAndJoin(id); }
+void Arena::Free(ChunkId id) noexcept { FreeAndJoin(id); }
 
 ChunkId Arena::FreeAndJoin(ChunkId id) {
   Chunk& c = chunks_[id];
@@ -105,6 +111,32 @@ ChunkId Arena::FreeAndJoin(ChunkId id) {
 
 // ---------------------------------------------------------------------------
 // Chunks.
+
+// Chunks are divided where a request starts or ends, and by giving back where a
+// step does: what lies on either side of such a border is mapped on one side at
+// least, so that there are at most two borders for each step. With two records
+// in reserve for each step after every request, giving back finds them there,
+// in whatever order it happens; the same holds for the list of what is unmapped,
+// of which each begins at a region or behind a step.
+[[gnu::cold]] bool Arena::ReserveRecords(size_t more_steps) noexcept {
+  constexpr size_t kForOneRequest = 2;
+  const size_t steps = stats_.steps + more_steps;
+  const size_t regions = stats_.regions + more_steps;
+  // A step may begin a region and divide what is unmapped.
+  const size_t chunks = map_.size() + 2 * more_steps;
+  const size_t reserve = kForOneRequest + 2 * steps;
+  try {
+    map_.Reserve(chunks + reserve);
+    chunks_.Reserve(chunks + reserve);
+    steps_.Reserve(steps);
+    regions_.Reserve(regions);
+    unmapped_.Reserve(steps + regions);
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
+  most_chunks_ = chunks_.capacity() - reserve;
+  return true;
+}
 
 ChunkId Arena::Split(ChunkId id, uintptr_t address) {
   const ChunkId upper = chunks_.Take();
@@ -139,7 +171,7 @@ ChunkId Arena::Coalesce(ChunkId id) {
     if (state == ChunkState::kFree) {
       Remove(neighbour);
     } else {
-      unmapped_.erase(chunks_[neighbour].address);
+      unmapped_.Erase(chunks_[neighbour].address);
     }
   };
   const ChunkId next = chunks_[id].next;
@@ -191,9 +223,9 @@ size_t Arena::RoomBytes() const {
   return std::min(left, source_->AvailableBytes());
 }
 
-bool Arena::Grow(size_t bytes, size_t alignment) {
+bool Arena::Grow(size_t bytes, size_t alignment) noexcept {
   const size_t rounded = RoundedBytes(bytes);
-  if (rounded > limit_bytes_) return false;
+  if (rounded > limit_bytes_ || !ReserveRecords(1)) return false;
   if (!source_->has_virtual_memory()) {
     return GrowByRegion(rounded);
   }
@@ -202,7 +234,7 @@ bool Arena::Grow(size_t bytes, size_t alignment) {
   // refuses; more addresses would not help then.
   bool refused = false;
   const auto grow_where_it_fits = [&] {
-    for (const auto& [address, id] : unmapped_) {
+    for (const auto& [address, id] : unmapped_.entries()) {
       const Chunk& c = chunks_[id];
       const auto free_bytes = [&](ChunkId neighbour) -> size_t {
         if (neighbour == kNoChunk) return 0;
@@ -231,11 +263,12 @@ bool Arena::Grow(size_t bytes, size_t alignment) {
   const size_t needed = RoundUp(rounded, source_->granularity());
   if (needed > RoomBytes()) return false;
   size_t reserve =
-      std::max(needed, RoundUp(limit_bytes_, source_->granularity()));
+      std::max(needed, std::min(RoundUp(limit_bytes_, source_->granularity()),
+                                source_->LargestReservation()));
   for (;;) {
     if (const uintptr_t base = source_->Reserve(reserve); base != 0) {
       const ChunkId id = AddRegion(base, reserve, ChunkState::kUnmapped);
-      unmapped_.emplace(base, id);
+      unmapped_.Insert(base, id);
       return grow_where_it_fits();
     }
     const std::optional<size_t> next =
@@ -260,10 +293,10 @@ bool Arena::GrowInto(ChunkId unmapped, size_t needed_bytes) {
     step = *next;
   }
   last_step_bytes_ = policy_step;
-  unmapped_.erase(address);
+  unmapped_.Erase(address);
   if (step < chunks_[unmapped].bytes) {
     const ChunkId rest = Split(unmapped, address + step);
-    unmapped_.emplace(address + step, rest);
+    unmapped_.Insert(address + step, rest);
   }
   CountMapped(unmapped, step);
   return true;
@@ -297,14 +330,14 @@ ChunkId Arena::AddRegion(uintptr_t base, size_t bytes, ChunkState state) {
   c.state = state;
   c.previous = c.next = kNoChunk;
   map_.Insert(chunks_, id);
-  regions_.emplace(base, id);
+  regions_.Insert(base, id);
   ++stats_.regions;
   stats_.reserved_bytes += bytes;
   return id;
 }
 
 void Arena::CountMapped(ChunkId id, size_t bytes) {
-  steps_.emplace(chunks_[id].address, bytes);
+  steps_.Insert(chunks_[id].address, bytes);
   ++stats_.steps;
   ++stats_.growths;
   stats_.mapped_bytes += bytes;
@@ -335,20 +368,20 @@ ArenaStats& ArenaStats::operator+=(const ArenaStats& other) {
   return *this;
 }
 
-ArenaStats Arena::stats() const {
+ArenaStats Arena::stats() const noexcept {
   ArenaStats stats = stats_;
   const ChunkId largest = bins_.Largest(chunks_);
   stats.largest_free_bytes = largest == kNoChunk ? 0 : chunks_[largest].bytes;
   return stats;
 }
 
-void Arena::ResetPeaks() {
+void Arena::ResetPeaks() noexcept {
   stats_.peak_bytes_in_use = stats_.bytes_in_use;
   stats_.peak_mapped_bytes = stats_.mapped_bytes;
 }
 
 void Arena::ForEachChunk(const std::function<void(const Chunk&)>& visit) const {
-  for (const auto& [base, first] : regions_) {
+  for (const auto& [base, first] : regions_.entries()) {
     for (ChunkId id = first; id != kNoChunk; id = chunks_[id].next) {
       visit(chunks_[id]);
     }

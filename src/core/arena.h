@@ -15,6 +15,12 @@
 //   I7 bounded    mapped bytes never exceed the limit, no peak is under its
 //                 current
 //
+// Out of host memory: a function either has room for all its records before it
+// changes anything, or changes nothing and answers as if the source refused.
+// Giving back (Free, Trim, HoldFreeSteps, TrimHeld) needs no memory at all: the
+// records that it may need are kept from the time the memory was mapped. No
+// exception leaves an arena but from its constructor.
+//
 // Cost: allocate, free and find O(log n) in the number of chunks, growing O(log
 // n) a place tried; host memory by the chunk, never by the byte of arena.
 //
@@ -29,17 +35,16 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <optional>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "core/address_map.h"
 #include "core/bins.h"
 #include "core/chunk.h"
 #include "core/growth.h"
 #include "core/memory_source.h"
+#include "core/reserved_map.h"
 #include "core/size_class.h"
 
 namespace jax_bfc {
@@ -77,42 +82,49 @@ class Arena {
   // A chunk of at least `bytes` at a multiple of `alignment`, or kNoChunk where
   // none fits: Allocate after growing, TryAllocate without.
   // REQUIRES: bytes <= kMaxRequest, IsValidAlignment(alignment).
-  ChunkId Allocate(size_t bytes, size_t alignment = kQuantum);
-  ChunkId TryAllocate(size_t bytes, size_t alignment = kQuantum);
+  ChunkId Allocate(size_t bytes, size_t alignment = kQuantum) noexcept;
+  ChunkId TryAllocate(size_t bytes, size_t alignment = kQuantum) noexcept;
 
   // Maps a step after which the request fits, and more if the policy says so;
-  // false when neither the source nor the limit allows it.
-  bool Grow(size_t bytes, size_t alignment = kQuantum);
+  // false when the source, the limit or the host's memory does not allow it.
+  bool Grow(size_t bytes, size_t alignment = kQuantum) noexcept;
 
   // REQUIRES: the chunk is in use.
-  void Free(ChunkId id);
+  void Free(ChunkId id) noexcept;
 
   // The chunk, in any state, that starts at `address`; kNoChunk if none does.
-  ChunkId Find(uintptr_t address) const { return map_.Find(chunks_, address); }
-  const Chunk& chunk(ChunkId id) const { return chunks_[id]; }
+  ChunkId Find(uintptr_t address) const noexcept {
+    return map_.Find(chunks_, address);
+  }
+  const Chunk& chunk(ChunkId id) const noexcept { return chunks_[id]; }
 
   // Gives back every step that is wholly free; the bytes given back.
   // O(free chunks of at least a step + steps given back).
-  size_t Trim();
+  size_t Trim() noexcept;
   // What Trim would give back.
-  size_t TrimmableBytes() const;
+  size_t TrimmableBytes() const noexcept;
 
   // Trim in two parts, for memory that work may still touch after it was freed.
   // HoldFreeSteps takes every step that is wholly free out of circulation, as
-  // chunks in use. Once nothing submitted before touches them, TrimHeld gives
-  // them back; where that cannot be found out, Free makes them free again.
-  std::vector<ChunkId> HoldFreeSteps();
-  size_t TrimHeld(ChunkId held);
+  // chunks in use: it returns the first, and NextHeld the others, to be read
+  // before the chunk is given back; kNoChunk after the last. Once nothing
+  // submitted before touches them, TrimHeld gives them back; where that cannot
+  // be found out, Free makes them free again.
+  ChunkId HoldFreeSteps() noexcept;
+  ChunkId NextHeld(ChunkId held) const noexcept { return chunks_[held].left; }
+  size_t TrimHeld(ChunkId held) noexcept;
 
   // Later growth follows these. What is mapped stays mapped.
   // REQUIRES: limit_bytes >= mapped_bytes.
-  void set_limit_bytes(size_t limit_bytes) { limit_bytes_ = limit_bytes; }
-  void set_growth(const GrowthPolicy& growth) { growth_ = growth; }
-  size_t limit_bytes() const { return limit_bytes_; }
+  void set_limit_bytes(size_t limit_bytes) noexcept {
+    limit_bytes_ = limit_bytes;
+  }
+  void set_growth(const GrowthPolicy& growth) noexcept { growth_ = growth; }
+  size_t limit_bytes() const noexcept { return limit_bytes_; }
 
   // O(log n). The peak of bytes in use counts since the last reset.
-  ArenaStats stats() const;
-  void ResetPeaks();
+  ArenaStats stats() const noexcept;
+  void ResetPeaks() noexcept;
 
   // Every chunk of every region, in address order.
   void ForEachChunk(const std::function<void(const Chunk&)>& visit) const;
@@ -128,6 +140,11 @@ class Arena {
     uintptr_t address;
   };
   friend struct ArenaTestPeer;
+
+  // Room for the records of what comes next: of `more_steps` steps mapped, of
+  // one chunk cut out of another then, and of giving everything back at last.
+  // False, and nothing changed, when the host has no memory for them.
+  bool ReserveRecords(size_t more_steps) noexcept;
 
   // REQUIRES: alignment > kQuantum.
   Place FindPlace(size_t bytes, size_t alignment) const;
@@ -154,11 +171,13 @@ class Arena {
   size_t RoomBytes() const;
 
   // The steps that lie wholly in [begin, end): [first, last) in steps_.
-  using Steps = std::map<uintptr_t, size_t>;
+  using Steps = ReservedMap<size_t>;
   std::pair<Steps::const_iterator, Steps::const_iterator> StepsIn(
       uintptr_t begin, uintptr_t end) const;
-  // Free chunks of at least a step.
-  std::vector<ChunkId> LargeFreeChunks() const;
+  // Calls visit(id) with every free chunk of at least a step, the smallest
+  // first. It may cut pieces out of that chunk.
+  template <typename Visit>
+  void ForEachLargeFreeChunk(Visit visit) const;
   // Gives back the steps of free chunk `id` that lie in [begin, end).
   size_t TrimRange(ChunkId id, uintptr_t begin, uintptr_t end);
   // Cuts [begin, end) out of free chunk `id`, which leaves its bin; what is on
@@ -174,9 +193,10 @@ class Arena {
   ChunkTable chunks_;
   BinSet bins_;
   AddressMap map_;
-  std::map<uintptr_t, ChunkId> unmapped_;  // by address
-  std::map<uintptr_t, ChunkId> regions_;   // base to first chunk
-  Steps steps_;                            // address to bytes, as mapped
+  ReservedMap<ChunkId> unmapped_;  // by address
+  ReservedMap<ChunkId> regions_;   // base to first chunk
+  Steps steps_;                    // address to bytes, as mapped
+  size_t most_chunks_ = 0;  // with no more, a request needs no room reserved
   ArenaStats stats_;
 };
 

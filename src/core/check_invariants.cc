@@ -30,7 +30,7 @@ std::optional<std::string> Arena::CheckInvariants() const {
   ArenaStats sum;
   std::set<ChunkId> free;
   size_t chunks = 0, unmapped = 0;
-  for (const auto& [base, first] : regions_) {
+  for (const auto& [base, first] : regions_.entries()) {
     ++sum.regions;
     uintptr_t expected = base;
     ChunkId previous = kNoChunk;
@@ -64,8 +64,8 @@ std::optional<std::string> Arena::CheckInvariants() const {
         sum.free_bytes += c.bytes;
       } else {
         ++unmapped;
-        const auto found = unmapped_.find(c.address);
-        if (found == unmapped_.end() || found->second != id) {
+        const auto found = unmapped_.entries().find(c.address);
+        if (found == unmapped_.entries().end() || found->second != id) {
           return At("I5 findable: unmapped chunk not listed", c.address);
         }
       }
@@ -77,7 +77,8 @@ std::optional<std::string> Arena::CheckInvariants() const {
     return "I5 findable: " + std::to_string(map_.size()) +
            " addresses map to a chunk, there are " + std::to_string(chunks);
   }
-  if (unmapped_.size() != unmapped) return "I5 findable: unmapped chunks";
+  if (unmapped_.entries().size() != unmapped)
+    return "I5 findable: unmapped chunks";
 
   size_t binned = 0;
   for (int bin = 0; bin < kNumBins; ++bin) {
@@ -105,7 +106,7 @@ std::optional<std::string> Arena::CheckInvariants() const {
            std::to_string(free.size()) + " are free";
   }
 
-  for (const auto& [address, bytes] : steps_) {
+  for (const auto& [address, bytes] : steps_.entries()) {
     ++sum.steps;
     sum.mapped_bytes += bytes;
   }

@@ -42,13 +42,20 @@ class BlockArray {
     return blocks_[i >> kBlockBits][i & (kBlock - 1)];
   }
   size_t size() const { return size_; }
+  size_t capacity() const { return blocks_.size() * kBlock; }
+
+  // Room for `n` elements in all; throws std::bad_alloc and keeps what it has.
+  void Reserve(size_t n) {
+    while (capacity() < n) blocks_.push_back(std::make_unique<T[]>(kBlock));
+  }
 
   // Appends a zeroed element and returns its index.
+  // REQUIRES: size() < capacity().
+  size_t Append() { return size_++; }
+  // The same, with room for it made where there is none.
   size_t Grow() {
-    if (size_ == blocks_.size() * kBlock) {
-      blocks_.push_back(std::make_unique<T[]>(kBlock));
-    }
-    return size_++;
+    Reserve(size_ + 1);
+    return Append();
   }
 
  private:
@@ -56,14 +63,19 @@ class BlockArray {
   size_t size_ = 0;
 };
 
-// Chunk records; those given back are used again, the last first.
+// Chunk records; those given back are used again, the last first. Memory for
+// them is obtained by Reserve alone.
 class ChunkTable {
  public:
   Chunk& operator[](ChunkId id) { return chunks_[id]; }
   const Chunk& operator[](ChunkId id) const { return chunks_[id]; }
 
+  void Reserve(size_t n) { chunks_.Reserve(n); }
+  size_t capacity() const { return chunks_.capacity(); }
+
+  // REQUIRES: fewer than capacity() are taken.
   ChunkId Take() {
-    if (unused_ == kNoChunk) return static_cast<ChunkId>(chunks_.Grow());
+    if (unused_ == kNoChunk) return static_cast<ChunkId>(chunks_.Append());
     const ChunkId id = unused_;
     unused_ = chunks_[id].next;
     return id;

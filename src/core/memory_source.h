@@ -52,6 +52,11 @@ class MemorySource {
   virtual size_t AvailableBytes() const {
     return std::numeric_limits<size_t>::max();
   }
+  // The most addresses that should be reserved at once, more only where a
+  // request needs them.
+  virtual size_t LargestReservation() const {
+    return std::numeric_limits<size_t>::max();
+  }
   // What the device itself has left, for reports.
   virtual size_t DeviceFreeBytes() const { return AvailableBytes(); }
 

@@ -60,13 +60,17 @@ jax_bfc_status SetLabel(jax_bfc_context* context, const char* label,
 
 bool IsValid(const jax_bfc_context& context, size_t bytes, size_t alignment) {
   return bytes <= kMaxRequest && IsValidAlignment(alignment) &&
-         context.kernel < kMaxKernels;
+         context.kernel < kMaxKernels &&
+         (IsCaptured(context) ||
+          StreamRef::Unpack(context.stream).lane <= kStreamLanes);
 }
 
 // Why Allocate could not even ask a pool.
 [[gnu::cold]] jax_bfc_status BadAllocate(const jax_bfc_context& context,
                                          size_t bytes, size_t alignment) {
-  if (context.kernel >= kMaxKernels || PoolIndexOf(context) >= kMaxPools) {
+  if (context.kernel >= kMaxKernels || PoolIndexOf(context) >= kMaxPools ||
+      (!IsCaptured(context) &&
+       StreamRef::Unpack(context.stream).lane > kStreamLanes)) {
     return Fail(JAX_BFC_INVALID_ARGUMENT,
                 "jax_bfc: a context that neither begin_call nor open "
                 "filled in.");

@@ -142,13 +142,10 @@ jax_bfc_status BeginCall(const jax_bfc_call_args* args,
     return BeginCudaCall(api, xla_context, ordinal.device_ordinal, stream,
                          caller, context);
   }
-  if (ordinal.device_ordinal >= static_cast<int>(kMaxHostPools)) [[unlikely]] {
-    return Guarded([&] {
-      return NoSuchDevice("CPU", ordinal.device_ordinal, kMaxHostPools);
-    });
-  }
-  *context = {static_cast<uint32_t>(ordinal.device_ordinal), caller.kernel, 1,
-              Pool::kNoStream};
+  // XLA tells a CPU handler the device's id in the whole job: each process has
+  // a range of kMaxHostPools of them, its own devices first.
+  *context = {static_cast<uint32_t>(ordinal.device_ordinal) % kMaxHostPools,
+              caller.kernel, 1, Pool::kNoStream};
   return JAX_BFC_OK;
 }
 

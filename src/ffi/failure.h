@@ -3,6 +3,7 @@
 #define JAX_BFC_FFI_FAILURE_H_
 
 #include <exception>
+#include <new>
 #include <string>
 #include <utility>
 
@@ -27,6 +28,14 @@ template <typename Function>
 jax_bfc_status Guarded(Function&& function) noexcept {
   try {
     return function();
+  } catch (const std::bad_alloc&) {
+    try {
+      return Fail(JAX_BFC_RESOURCE_EXHAUSTED,
+                  "jax_bfc: the host has no memory for its own records. "
+                  "Nothing was changed.");
+    } catch (...) {
+      return JAX_BFC_RESOURCE_EXHAUSTED;
+    }
   } catch (const std::exception& e) {
     try {
       return Fail(JAX_BFC_INTERNAL, std::string("jax_bfc: ") + e.what());

@@ -77,6 +77,9 @@ class BudgetedSource : public MemorySource {
   size_t DeviceFreeBytes() const override {
     return source()->DeviceFreeBytes();
   }
+  size_t LargestReservation() const override {
+    return source()->LargestReservation();
+  }
   bool runs_ahead() const override { return source()->runs_ahead(); }
   bool WaitIdle() override { return source()->WaitIdle(); }
   size_t budget_limit_bytes() const { return budget_->limit_bytes(); }

@@ -16,9 +16,11 @@ inline constexpr KernelId kOtherKernels = 1;  // "(other)": the table is full
 inline constexpr KernelId kPython = 2;        // "(python)": jax_bfc.scratch()
 inline constexpr uint32_t kMaxKernels = 2048;
 
-// Process-wide; entries are never removed. Thread-safe.
+// Process-wide; entries are never removed. Thread-safe. Names are kept as valid
+// UTF-8 of bounded length: other bytes and control characters are escaped.
 KernelId InternKernel(std::string_view name);
-// The row of a label of a kernel: "<kernel>:<label>".
+// The row of a label of a kernel: "<kernel>:<label>". Given the row of a label,
+// the new one takes its place; an empty one ends it.
 KernelId InternLabel(KernelId kernel, std::string_view label);
 std::string KernelName(KernelId id);
 // The same in two parts; the label is empty where it has none.

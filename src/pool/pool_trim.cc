@@ -52,28 +52,32 @@ size_t Pool::Trim() {
   }
   FreeDeferred(*SlotFor(kNoStream));
   // Held, so that nobody starts to use them while the device finishes what did.
-  std::vector<std::pair<Lane*, std::vector<ChunkId>>> held;
+  std::vector<std::pair<Lane*, ChunkId>> held;  // the first of each lane
   held.reserve(lanes_.size());
   for (Lane& lane : lanes_) {
     const Guard lock(lane.mutex);
     if (lane.arena == nullptr) continue;
-    std::vector<ChunkId> chunks = lane.arena->HoldFreeSteps();
-    if (chunks.empty()) continue;
-    for (const ChunkId chunk : chunks) lane.StartWaiting(chunk);
-    held.emplace_back(&lane, std::move(chunks));
+    const ChunkId first = lane.arena->HoldFreeSteps();
+    if (first != kNoChunk) held.emplace_back(&lane, first);
+    for (ChunkId chunk = first; chunk != kNoChunk;
+         chunk = lane.arena->NextHeld(chunk)) {
+      lane.StartWaiting(chunk);
+    }
   }
   if (held.empty()) return 0;
   const bool idle = WaitIdle();
   size_t bytes = 0;
-  for (const auto& [lane, chunks] : held) {
+  for (const auto& [lane, first] : held) {
     const Guard lock(lane->mutex);
-    for (const ChunkId chunk : chunks) {
+    for (ChunkId chunk = first; chunk != kNoChunk;) {
+      const ChunkId next = lane->arena->NextHeld(chunk);
       lane->EndWaiting(chunk);
       if (idle) {
         bytes += lane->arena->TrimHeld(chunk);
       } else {
         lane->arena->Free(chunk);
       }
+      chunk = next;
     }
     RecordMapping(*lane);
   }

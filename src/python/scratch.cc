@@ -7,11 +7,13 @@
 #include <nanobind/stl/string.h>
 
 #include <memory>
+#include <new>
 #include <optional>
 #include <string>
 #include <utility>
 
 #include "ffi/scratch_hook.h"
+#include "python/bound.h"
 #include "python/gil.h"
 #include "python/pools.h"
 
@@ -24,8 +26,13 @@ namespace {
 // Frees its chunk with the last of those who hold it: the block itself, and
 // every buffer and DLPack capsule that was exported from it.
 struct Lease {
-  Allocation allocation;
+  Allocation allocation{};
+  bool made = false;
+  Lease() = default;
+  Lease(const Lease&) = delete;
+  Lease& operator=(const Lease&) = delete;
   ~Lease() {
+    if (!made) return;
     if (Pool* pool = FindPool(Pool::PoolOf(allocation.id))) {
       pool->Free(allocation.ptr, allocation.id);
       if (const ScratchHook* hook = TheScratchHook()) {
@@ -34,6 +41,8 @@ struct Lease {
     }
   }
 };
+
+using Hold = std::shared_ptr<Lease>;  // an export's
 
 struct Scratch {
   std::shared_ptr<Lease> lease;
@@ -75,17 +84,24 @@ int GetBuffer(PyObject* self, Py_buffer* view, int flags) {
                     "use DLPack or __cuda_array_interface__.");
     return -1;
   }
+  // Python's C code is no place for an exception.
+  std::unique_ptr<Hold> hold(new (std::nothrow) Hold(scratch->lease));
+  if (hold == nullptr) {
+    view->obj = nullptr;
+    PyErr_NoMemory();
+    return -1;
+  }
   if (PyBuffer_FillInfo(view, self, scratch->lease->allocation.ptr,
                         static_cast<Py_ssize_t>(scratch->nbytes), 0,
                         flags) != 0) {
     return -1;
   }
-  view->internal = new std::shared_ptr<Lease>(scratch->lease);
+  view->internal = hold.release();
   return 0;
 }
 
 void ReleaseBuffer(PyObject*, Py_buffer* view) {
-  delete static_cast<std::shared_ptr<Lease>*>(view->internal);
+  delete static_cast<Hold*>(view->internal);
 }
 
 PyType_Slot kTypeSlots[] = {
@@ -94,13 +110,19 @@ PyType_Slot kTypeSlots[] = {
     {0, nullptr}};
 
 nb::object DLPack(const Scratch& scratch, const nb::kwargs& kwargs) {
-  auto* holder = new std::shared_ptr<Lease>(scratch.Get());
-  nb::capsule owner(holder, [](void* p) noexcept {
-    delete static_cast<std::shared_ptr<Lease>*>(p);
-  });
+  auto hold = std::make_unique<Hold>(scratch.Get());
+  void* const data = (*hold)->allocation.ptr;
+  nb::capsule owner(hold.get(),
+                    [](void* p) noexcept { delete static_cast<Hold*>(p); });
+  hold.release();
   nb::object array = nb::cast(nb::ndarray<nb::array_api, uint8_t, nb::ndim<1>>(
-      (*holder)->allocation.ptr, {scratch.nbytes}, owner, {},
-      nb::dtype<uint8_t>(), scratch.device_type(), scratch.device_id()));
+      data, {scratch.nbytes}, owner, {}, nb::dtype<uint8_t>(),
+      scratch.device_type(), scratch.device_id()));
+  // nanobind's array makes no copies; NumPy's does, with the same arguments.
+  if (!scratch.on_cuda() && kwargs.contains("copy") &&
+      kwargs["copy"].is(nb::handle(Py_True))) {
+    array = nb::module_::import_("numpy").attr("from_dlpack")(array);
+  }
   return array.attr("__dlpack__")(**kwargs);
 }
 
@@ -128,8 +150,8 @@ nb::dict CudaArrayInterface(const Scratch& scratch) {
 nb::object Allocate(uint32_t index, size_t nbytes, size_t alignment,
                     std::optional<uintptr_t> stream) {
   std::unique_ptr<OomReport> report;
-  Allocation allocation;
-  bool made = false;
+  // Before the chunk, which it frees whatever fails from there on.
+  auto lease = std::make_shared<Lease>();
   {
     const GilRelease release;
     Pool& pool = PoolOrThrow(index);
@@ -142,18 +164,18 @@ nb::object Allocate(uint32_t index, size_t nbytes, size_t alignment,
       if (!found) throw std::runtime_error("jax_bfc: " + why);
       order = *found;
     }
-    made = pool.Allocate({.kernel = kPython,
-                          .bytes = nbytes,
-                          .alignment = alignment,
-                          .stream = order},
-                         &allocation, &report);
-    if (const ScratchHook* hook = TheScratchHook(); made && hook != nullptr) {
-      hook->allocated(kPython, nbytes, allocation.id);
+    lease->made = pool.Allocate({.kernel = kPython,
+                                 .bytes = nbytes,
+                                 .alignment = alignment,
+                                 .stream = order},
+                                &lease->allocation, &report);
+    if (const ScratchHook* hook = TheScratchHook();
+        lease->made && hook != nullptr) {
+      hook->allocated(kPython, nbytes, lease->allocation.id);
     }
   }
-  if (made) {
-    return nb::cast(
-        Scratch{std::make_shared<Lease>(allocation), nbytes, index, stream});
+  if (lease->made) {
+    return nb::cast(Scratch{std::move(lease), nbytes, index, stream});
   }
   nb::dict failure;
   failure["requested"] = report->requested_bytes;
@@ -164,9 +186,7 @@ nb::object Allocate(uint32_t index, size_t nbytes, size_t alignment,
   return failure;
 }
 
-}  // namespace
-
-void BindScratch(nb::module_& m) {
+void BindClass(nb::module_& m) {
   nb::class_<Scratch>(m, "Scratch", nb::type_slots(kTypeSlots),
                       "Scratch memory inside a `with jax_bfc.scratch()` block.")
       .def_prop_ro(
@@ -194,6 +214,12 @@ void BindScratch(nb::module_& m) {
       .def(
           "close", [](Scratch& s) { s.lease.reset(); },
           "Ends the block's own hold on the memory.");
+}
+
+}  // namespace
+
+void BindScratch(nb::module_& m) {
+  if (!BoundAlready<Scratch>(m, "Scratch")) BindClass(m);
   m.def(
       "allocate", &Allocate, "index"_a, "nbytes"_a, "alignment"_a,
       "stream"_a.none() = nb::none(),

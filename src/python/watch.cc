@@ -7,15 +7,18 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <atomic>
 #include <cstdint>
 #include <map>
+#include <new>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "pool/oom_hook.h"
 #include "pool/registry.h"
+#include "pool/warn.h"
+#include "python/bound.h"
 #include "python/gil.h"
 #include "python/pools.h"
 
@@ -41,26 +44,50 @@ constexpr const char* kByteStates[] = {"in_use", "cached", "waiting", "free",
 // ---------------------------------------------------------------------------
 // Peaks.
 
-// An open block. In a forked child, whose pools are others, it reads 0.
-struct PeakBlock {
-  Pool* pool;
-  uint32_t index;
-  uint64_t block;
+// An open block, for as long as the object lives or until Close(). In a forked
+// child, whose pools are others, it reads 0.
+class PeakBlock {
+ public:
+  PeakBlock(Pool* pool, uint32_t index)
+      : pool_(pool), index_(index), block_(pool->OpenPeak()) {}
+  PeakBlock(PeakBlock&& other) noexcept
+      : pool_(std::exchange(other.pool_, nullptr)),
+        index_(other.index_),
+        block_(other.block_) {}
+  // REQUIRES: this thread has the interpreter, as for Close().
+  ~PeakBlock() { Close(); }
 
-  Pool* Get() const { return FindPool(index) == pool ? pool : nullptr; }
+  Peak Read() const {
+    Pool* pool = Get();
+    return pool == nullptr ? Peak() : pool->ReadPeak(block_);
+  }
+  void Close() {
+    Pool* const pool = Get();
+    pool_ = nullptr;
+    if (pool == nullptr) return;
+    const GilRelease release;
+    pool->ClosePeak(block_);
+  }
+
+ private:
+  Pool* Get() const {
+    return pool_ != nullptr && FindPool(index_) == pool_ ? pool_ : nullptr;
+  }
+  Pool* pool_;
+  uint32_t index_;
+  uint64_t block_;
 };
 
 PeakBlock OpenPeak(uint32_t index) {
   const GilRelease release;
-  Pool& pool = PoolOrThrow(index);
-  return {&pool, index, pool.OpenPeak()};
+  return PeakBlock(&PoolOrThrow(index), index);
 }
 
 nb::tuple ReadPeak(const PeakBlock& block) {
   Peak peak;
-  if (Pool* pool = block.Get()) {
+  {
     const GilRelease release;
-    peak = pool->ReadPeak(block.block);
+    peak = block.Read();
   }
   nb::dict by_kernel;
   for (const auto& [kernel, bytes] : peak.by_kernel) {
@@ -69,19 +96,12 @@ nb::tuple ReadPeak(const PeakBlock& block) {
   return nb::make_tuple(peak.bytes, by_kernel);
 }
 
-void ClosePeak(const PeakBlock& block) {
-  if (Pool* pool = block.Get()) {
-    const GilRelease release;
-    pool->ClosePeak(block.block);
-  }
-}
-
 // ---------------------------------------------------------------------------
 // Out of memory.
 
-// A list of callables, kept for the process's life: the hook may run after the
-// module is gone.
-std::atomic<PyObject*> oom_callbacks{nullptr};
+// A list of callables, or null: read and changed with the interpreter only, so that
+// no hook is between reading it and taking a reference when it is let go.
+PyObject* oom_callbacks = nullptr;
 
 // REQUIRES: this thread has the interpreter.
 bool CallEach(PyObject* callbacks, const std::string& text) {
@@ -97,28 +117,34 @@ bool CallEach(PyObject* callbacks, const std::string& text) {
 }
 
 bool CallOomCallbacks(const OomReport& report) {
-  const std::string text = report.Text();
   bool called = false;
-  CallPython([&] {
-    // Of this moment, since a callback may add and remove.
-    if (PyObject* callbacks = PySequence_Tuple(oom_callbacks.load())) {
+  try {
+    const std::string text = report.Text();
+    CallPython([&] {
+      if (oom_callbacks == nullptr) return;
+      // Of this moment, since a callback may add and remove.
+      PyObject* callbacks = PySequence_Tuple(oom_callbacks);
+      if (callbacks == nullptr) {
+        PyErr_WriteUnraisable(oom_callbacks);
+        return;
+      }
       called = CallEach(callbacks, text);
       Py_DECREF(callbacks);
-    }
-  });
+    });
+  } catch (
+      const std::bad_alloc&) {  // the host's memory is at its end: no report
+  }
   return called;
 }
 
-// None: nobody is called any more, as at the interpreter's end.
-void SetOomCallbacks(nb::object callbacks) {
-  if (callbacks.is_none()) {
-    SetOomHook(nullptr);
-    return;
-  }
-  PyObject* none = nullptr;
-  PyObject* list = callbacks.ptr();
-  if (oom_callbacks.compare_exchange_strong(none, list)) Py_INCREF(list);
-  SetOomHook(CallOomCallbacks);
+// None: nobody is called any more, as at the interpreter's end, and what they hold
+// is let go.
+void SetOomCallbacks(const nb::object& callbacks) {
+  PyObject* const list =
+      callbacks.is_none() ? nullptr : callbacks.inc_ref().ptr();
+  SetOomHook(list == nullptr ? nullptr : CallOomCallbacks);
+  if (list == nullptr) SetWarnHook(nullptr);  // at the interpreter's end
+  Py_XDECREF(std::exchange(oom_callbacks, list));
 }
 
 // ---------------------------------------------------------------------------
@@ -153,15 +179,27 @@ nb::tuple Snapshot(uint32_t index) {
   return nb::make_tuple(snapshot.limit_bytes, lanes);
 }
 
+// A RuntimeWarning on the thread that allocated.
+void WarnInPython(const std::string& text) {
+  CallPython([&] {
+    if (PyErr_WarnEx(PyExc_RuntimeWarning, text.c_str(), 1) != 0) {
+      PyErr_WriteUnraisable(nullptr);  // warnings are errors
+    }
+  });
+}
+
 }  // namespace
 
 void BindWatch(nb::module_& m) {
+  SetWarnHook(WarnInPython);
   m.def("pools", &Pools, nb::sig("def pools() -> list[tuple[int, str]]"));
-  nb::class_<PeakBlock>(m, "PeakBlock", "An open block of jax_bfc.peak().")
-      .def("read", &ReadPeak,
-           nb::sig("def read(self) -> tuple[int, dict[str, int]]"),
-           "The peak so far in bytes, and by kernel.")
-      .def("close", &ClosePeak, "Ends it: it reads 0 from now on.");
+  if (!BoundAlready<PeakBlock>(m, "PeakBlock")) {
+    nb::class_<PeakBlock>(m, "PeakBlock", "An open block of jax_bfc.peak().")
+        .def("read", &ReadPeak,
+             nb::sig("def read(self) -> tuple[int, dict[str, int]]"),
+             "The peak so far in bytes, and by kernel.")
+        .def("close", &PeakBlock::Close, "Ends it: it reads 0 from now on.");
+  }
   m.def("open_peak", &OpenPeak, "index"_a);
   m.def("snapshot", &Snapshot, "index"_a,
         nb::sig("def snapshot(index: int) -> tuple[int, list[tuple[int, int | "

@@ -2,11 +2,26 @@
 
 #include <algorithm>
 #include <limits>
+#include <new>
+#include <utility>
 
 #include "core/size_class.h"
 
 namespace jax_bfc {
 namespace {
+
+// A record for a map by address, whose key is set later; empty where the host
+// has no memory for it.
+template <typename T>
+typename std::map<uintptr_t, T>::node_type MakeNode() {
+  try {
+    std::map<uintptr_t, T> made;
+    made.emplace(0, T{});
+    return made.extract(made.begin());
+  } catch (const std::bad_alloc&) {
+    return {};
+  }
+}
 
 constexpr size_t kPlainGranularity = size_t{2} << 20;
 
@@ -103,8 +118,9 @@ void CudaDevice::TakeToken() {
 // Virtual memory.
 
 uintptr_t CudaVmmSource::Reserve(size_t bytes) {
+  auto record = MakeNode<size_t>();
   const CudaScope scope(driver(), device_->context());
-  if (!scope.entered()) return 0;
+  if (record.empty() || !scope.entered()) return 0;
   const Guard lock(device_->mutex_);
   GiveBack();
   cuda::Address base = 0;
@@ -112,21 +128,31 @@ uintptr_t CudaVmmSource::Reserve(size_t bytes) {
                                  kMaxAlignment, 0, 0) != cuda::kSuccess) {
     return 0;
   }
+  record.key() = base;
+  device_->ranges_.insert(std::move(record));
   return base;
 }
 
 void CudaVmmSource::Release(uintptr_t base, size_t bytes) {
   const CudaScope scope(driver(), device_->context());
   const Guard lock(device_->mutex_);
-  device_->unwanted_ranges_.emplace(base, bytes);
+  auto record = device_->ranges_.extract(base);
+  record.mapped() = bytes;
+  device_->unwanted_ranges_.insert(std::move(record));
   if (scope.entered()) GiveBack();
 }
 
 bool CudaVmmSource::Map(uintptr_t address, size_t bytes) {
+  auto record = MakeNode<size_t>();
   const CudaScope scope(driver(), device_->context());
-  if (!scope.entered()) return false;
+  if (record.empty() || !scope.entered()) return false;
   const Guard lock(device_->mutex_);
   GiveBack();
+  try {
+    device_->unwanted_handles_.reserve(device_->unwanted_handles_.size() + 1);
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
   cuda::AllocationProperties properties;
   properties.location.id = device_->device();
   cuda::MemoryHandle handle = 0;
@@ -143,7 +169,11 @@ bool CudaVmmSource::Map(uintptr_t address, size_t bytes) {
   // The mapping keeps the memory from here on.
   const bool released = driver().MemRelease(handle) == cuda::kSuccess;
   if (accessible && released) return true;
-  if (mapped) device_->unwanted_mappings_.emplace(address, bytes);
+  if (mapped) {
+    record.key() = address;
+    record.mapped() = bytes;
+    device_->unwanted_mappings_.insert(std::move(record));
+  }
   if (!released) device_->unwanted_handles_.push_back(handle);
   GiveBack();
   return false;
@@ -172,8 +202,10 @@ bool CudaVmmSource::Unmap(uintptr_t address, size_t bytes) {
 // Plain memory.
 
 uintptr_t CudaSource::Reserve(size_t bytes) {
+  auto record = MakeNode<cuda::Address>();
+  auto too_low = MakeNode<cuda::Address>();
   const CudaScope scope(driver(), device_->context());
-  if (!scope.entered()) return 0;
+  if (record.empty() || too_low.empty() || !scope.entered()) return 0;
   const Guard lock(device_->mutex_);
   GiveBack();
   cuda::Address address = 0;
@@ -181,29 +213,31 @@ uintptr_t CudaSource::Reserve(size_t bytes) {
   if (address % kMaxAlignment != 0) {
     // Large blocks start at such a multiple by themselves; where one does not,
     // a wider one has such an address in it.
-    device_->unwanted_.push_back(address);
+    too_low.key() = address;
+    too_low.mapped() = address;
+    device_->unwanted_.insert(std::move(too_low));
     GiveBack();
     if (driver().MemAlloc(&address, bytes + kMaxAlignment) != cuda::kSuccess) {
       return 0;
     }
   }
   const uintptr_t base = RoundUp(address, kMaxAlignment);
-  device_->plain_.emplace(base, address);
+  record.key() = base;
+  record.mapped() = address;
+  device_->plain_.insert(std::move(record));
   return base;
 }
 
 void CudaSource::Release(uintptr_t base, size_t) {
   const CudaScope scope(driver(), device_->context());
   const Guard lock(device_->mutex_);
-  const auto found = device_->plain_.find(base);
-  device_->unwanted_.push_back(found->second);
-  device_->plain_.erase(found);
+  device_->unwanted_.insert(device_->plain_.extract(base));
   if (scope.entered()) GiveBack();
 }
 
 void CudaSource::GiveBack() {
-  std::erase_if(device_->unwanted_, [&](cuda::Address address) {
-    return driver().MemFree(address) == cuda::kSuccess;
+  std::erase_if(device_->unwanted_, [&](const auto& block) {
+    return driver().MemFree(block.second) == cuda::kSuccess;
   });
 }
 

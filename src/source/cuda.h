@@ -72,9 +72,11 @@ class CudaDevice {
   Mutex mutex_{LockRank::kDeviceMemory};  // guards what follows
   // Plain memory: the address that was aligned, and what the driver gave.
   std::map<uintptr_t, cuda::Address> plain_;
+  std::map<uintptr_t, size_t> ranges_;  // of addresses that were reserved
   // What the driver is to take back. Where it refuses, it is offered again
-  // before more is asked for.
-  std::vector<cuda::Address> unwanted_;
+  // before more is asked for. The records are made before what they record, and
+  // moved here without taking memory.
+  std::map<uintptr_t, cuda::Address> unwanted_;
   std::map<uintptr_t, size_t> unwanted_mappings_;
   std::vector<cuda::MemoryHandle> unwanted_handles_;
   std::map<uintptr_t, size_t> unwanted_ranges_;

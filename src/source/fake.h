@@ -21,6 +21,7 @@
 #include <iterator>
 #include <limits>
 #include <map>
+#include <new>
 #include <string>
 
 #include "core/memory_source.h"
@@ -66,7 +67,7 @@ class FakeSource : public MemorySource {
       if (base + bytes <= start) break;
       base = RoundUp(start + size, kMaxAlignment);
     }
-    ranges_[base] = bytes;
+    if (!Keep(ranges_, base, bytes)) return 0;
     reserved_bytes_ += bytes;
     if (!options_.virtual_memory) mapped_bytes_ += bytes;
     return base;
@@ -94,7 +95,7 @@ class FakeSource : public MemorySource {
     Expect(IsReserved(address, bytes), "Map", address, bytes, "not reserved");
     Expect(!AnyMapped(address, bytes), "Map", address, bytes, "mapped already");
     if (Refuses(bytes)) return false;
-    mapped_[address] = bytes;
+    if (!Keep(mapped_, address, bytes)) return false;
     mapped_bytes_ += bytes;
     return true;
   }
@@ -169,6 +170,16 @@ class FakeSource : public MemorySource {
     }
     Refused();
     return true;
+  }
+
+  // Where the host has no memory for its record, a call is refused.
+  bool Keep(Ranges& ranges, uintptr_t address, size_t bytes) {
+    try {
+      ranges.emplace(address, bytes);
+      return true;
+    } catch (const std::bad_alloc&) {
+      return Refused();
+    }
   }
 
   // Counts a refusal; always false, the answer to give.

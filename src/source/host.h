@@ -6,6 +6,8 @@
 #ifndef JAX_BFC_SOURCE_HOST_H_
 #define JAX_BFC_SOURCE_HOST_H_
 
+#include <atomic>
+
 #include "core/memory_source.h"
 #include "source/host_memory.h"
 
@@ -25,7 +27,8 @@ class HostSource : public MemorySource {
     bool prefault = false;  // touch every page when it is mapped
   };
   HostSource() = default;
-  explicit HostSource(const Options& options) : options_(options) {}
+  explicit HostSource(const Options& options)
+      : huge_pages_(options.huge_pages), prefault_(options.prefault) {}
 
   const char* name() const override { return "host"; }
   size_t granularity() const override;
@@ -35,9 +38,16 @@ class HostSource : public MemorySource {
   void Release(uintptr_t base, size_t bytes) override;
   bool Map(uintptr_t address, size_t bytes) override;
   bool Unmap(uintptr_t address, size_t bytes) override;
+  size_t LargestReservation() const override;
+  void TakeOptions(const MemorySource& other) override {
+    const auto& host = static_cast<const HostSource&>(other);
+    huge_pages_ = host.huge_pages_.load();
+    prefault_ = host.prefault_.load();
+  }
 
  private:
-  Options options_;
+  std::atomic<HugePages> huge_pages_{HugePages::kAuto};
+  std::atomic<bool> prefault_{false};
 };
 
 }  // namespace jax_bfc

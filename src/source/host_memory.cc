@@ -1,5 +1,7 @@
 #include "source/host_memory.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <fstream>
 #include <limits>
@@ -65,6 +67,12 @@ size_t HostTotalBytes(const std::string& root) {
     }
   }
   return total;
+}
+
+size_t HostAddressBytes() {
+  std::ifstream file("/proc/self/statm");
+  size_t pages = 0;
+  return file >> pages ? pages * static_cast<size_t>(sysconf(_SC_PAGESIZE)) : 0;
 }
 
 size_t HostAvailableBytes() { return MemInfo("", "MemAvailable:"); }

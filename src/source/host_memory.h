@@ -15,6 +15,9 @@ size_t HostTotalBytes(const std::string& root = "");
 // What the kernel says is available without swapping, in bytes.
 size_t HostAvailableBytes();
 
+// Addresses that this process has in use.
+size_t HostAddressBytes();
+
 }  // namespace jax_bfc
 
 #endif  // JAX_BFC_SOURCE_HOST_MEMORY_H_

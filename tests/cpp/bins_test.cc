@@ -19,6 +19,8 @@ constexpr uintptr_t kBase = uintptr_t{1} << 40;
 // Chunks without an arena.
 struct Fixture {
   ChunkId Add(uintptr_t address, size_t bytes) {
+    chunks.Reserve(chunks_taken_ + 1);
+    ++chunks_taken_;
     const ChunkId id = chunks.Take();
     chunks[id].address = address;
     chunks[id].bytes = bytes;
@@ -31,6 +33,7 @@ struct Fixture {
   }
 
   ChunkTable chunks;
+  size_t chunks_taken_ = 0;
   BinSet bins;
 };
 

@@ -207,7 +207,7 @@ TEST(AsTextALineIsAnEvent) {
   CHECK_EQ(file.Text(),
            "Thread,Time,Action,Pointer,Size,Stream,event,id,chunk_bytes,device,"
            "kernel,label\n"
-           "9,1,allocate,0x1000,5,2,allocate,7,256,cpu:3,a%2Cb%25,c%0A\n"
+           "9,1,allocate,0x1000,5,2,allocate,7,256,cpu:3,a%2Cb%25,c\\x0a\n"
            "0,2,allocate failure,0x0,0,0,grow,0,512,cuda:0,,\n");
 }
 

@@ -1,6 +1,5 @@
 // An arena broken on purpose is found out, and the invariant is named.
 #include <functional>
-#include <map>
 #include <string>
 
 #include "check.h"
@@ -18,12 +17,10 @@ struct ArenaTestPeer {
   static BinSet& bins(Arena& arena) { return arena.bins_; }
   static AddressMap& map(Arena& arena) { return arena.map_; }
   static ArenaStats& stats(Arena& arena) { return arena.stats_; }
-  static std::map<uintptr_t, ChunkId>& unmapped(Arena& arena) {
+  static ReservedMap<ChunkId>& unmapped(Arena& arena) {
     return arena.unmapped_;
   }
-  static std::map<uintptr_t, size_t>& steps(Arena& arena) {
-    return arena.steps_;
-  }
+  static ReservedMap<size_t>& steps(Arena& arena) { return arena.steps_; }
   static void SetLimit(Arena& arena, size_t bytes) {
     arena.limit_bytes_ = bytes;
   }
@@ -134,7 +131,7 @@ TEST(AnAddressOfNoChunkBreaksI5) {
 }
 
 TEST(AnUnmappedChunkThatIsNotListedBreaksI5) {
-  CHECK_EQ(FoundAfter([](Arena& a) { Peer::unmapped(a).erase(kUnmapped); }),
+  CHECK_EQ(FoundAfter([](Arena& a) { Peer::unmapped(a).Erase(kUnmapped); }),
            "I5");
 }
 
@@ -153,7 +150,7 @@ TEST(EachWrongCounterBreaksI6) {
 }
 
 TEST(AForgottenStepBreaksI6) {
-  CHECK_EQ(FoundAfter([](Arena& a) { Peer::steps(a).clear(); }), "I6");
+  CHECK_EQ(FoundAfter([](Arena& a) { Peer::steps(a).Erase(kBase); }), "I6");
 }
 
 TEST(MoreRequestedThanTheChunkHasBreaksI6) {

@@ -1,6 +1,8 @@
 """CUDA kernels, built once a session as an outside author would."""
 
+import contextlib
 import ctypes
+import os
 import pathlib
 import sys
 import textwrap
@@ -26,8 +28,12 @@ def gpu() -> None:
 
 @pytest.fixture(scope="session")
 def build(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The folder with libkernels.so and libdriver_shim.so."""
-    folder = tmp_path_factory.mktemp("gpu_kernels")
+    """The folder with libkernels.so and libdriver_shim.so.
+
+    JAX_BFC_GPU_TEST_BUILD keeps it from one session to the next.
+    """
+    kept = os.environ.get("JAX_BFC_GPU_TEST_BUILD")
+    folder = pathlib.Path(kept) if kept else tmp_path_factory.mktemp("gpu_kernels")
     root = HERE.parent.parent
     build_kernels(HERE / "kernels", folder, f"-DJAX_BFC_SOURCE_DIR={root / 'src'}")
     return folder
@@ -39,6 +45,8 @@ def library(build: pathlib.Path) -> Any:
     for name in ("Double", "DoubleGraph", "Addresses"):
         handler = jax.ffi.pycapsule(getattr(loaded, f"k{name}"))
         jax_bfc.register_ffi_target(f"gpu.{name}", handler, platform="CUDA")
+    loaded.HoldClose.restype = ctypes.c_bool
+    loaded.HoldStream.argtypes = [ctypes.c_void_p]
     handler = jax.ffi.pycapsule(loaded.kDouble)
     jax.ffi.register_ffi_target("gpu.Plain", handler, platform="CUDA")
     return loaded
@@ -70,6 +78,35 @@ def addresses(count: int, size: int, alignment: int = 1) -> list[int]:
         call = jax.ffi.ffi_call("gpu.Addresses", result)
         where = call(size=np.int64(size), alignment=np.int64(alignment))
         return [int(a) for a in np.asarray(where)]
+
+
+@contextlib.contextmanager
+def held(library: Any, stream: Any) -> Iterator[None]:
+    """A stream of PyTorch that is busy, until the block or HoldOpen() ends that."""
+    assert library.HoldClose(), "no memory for the gate"
+    try:
+        assert library.HoldStream(stream.cuda_stream) == 0
+        yield
+    finally:
+        library.HoldOpen(0)
+
+
+def stress(library: Any, *, device: int, seconds: float, threads: int) -> None:
+    """Traffic of threads with streams of their own; every word of it is verified."""
+    seed = int.from_bytes(os.urandom(4), "little")
+    result = (ctypes.c_longlong * 3)()
+    failed = library.Stress(
+        device,
+        ctypes.c_double(seconds),
+        threads,
+        ctypes.c_uint64(seed),
+        ctypes.c_size_t(16 << 20),
+        ctypes.byref(result),
+    )
+    blocks, wrong, refused = result
+    print(f"seed {seed}: {blocks:,} blocks, {wrong} words wrong, {refused:,} refused")
+    assert (failed, wrong) == (0, 0), f"seed {seed}"
+    assert blocks > 1000
 
 
 def run_python(code: str, build: pathlib.Path, **environment: str) -> str:

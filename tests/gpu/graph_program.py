@@ -17,6 +17,7 @@ kernels = ctypes.CDLL(sys.argv[1] + "/libkernels.so")
 kernels.GraphCalls.restype = kernels.GraphAddresses.restype = ctypes.c_longlong
 kernels.GraphAddresses.argtypes = [ctypes.c_longlong]
 kernels.GraphSpoil.argtypes = [ctypes.c_size_t]
+kernels.HoldClose.restype = ctypes.c_bool
 device = jax.devices()[0]
 STATE = jax.ShapeDtypeStruct((2,), jnp.uint32)
 
@@ -34,10 +35,11 @@ def check_that(what, holds):
 def state(step):
     return jax.device_put(np.array([step, 0], np.uint32), device)
 
+# A pause of None lasts until the gate of kernels/hold.h opens.
 def layer(state, site, nbytes, target="graphs.Layer", pause_us=10):
     call = jax.ffi.ffi_call(target, STATE)
     return call(state, nbytes=np.int64(nbytes), site=np.int64(site),
-                pause_ns=np.int64(1000 * pause_us))
+                pause_ns=np.int64(-1 if pause_us is None else 1000 * pause_us))
 
 # Programs out of call sites: (number, bytes) each.
 def chain(sites, **options):

@@ -22,7 +22,7 @@ if jax.default_backend() != "gpu":
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "transformer"
 sys.path.insert(0, str(EXAMPLE))
 
-from bytelm import build, checks, data, model, reference  # noqa: E402
+from bytelm import build, checks, data, model  # noqa: E402
 from bytelm.checks import BFLOAT16, GPU_FLOAT32, Precision  # noqa: E402
 from bytelm.cuda_kernels import CudaKernels  # noqa: E402
 from bytelm.ops import Ops, custom_ops  # noqa: E402
@@ -192,10 +192,13 @@ def test_the_bits_are_the_same_every_time(all_ops: list[Ops]) -> None:
 
 def test_attention_is_close_to_double_precision(bfc: list[Ops]) -> None:
     q, k, v = checks.normal(7, 3, 2, 150, 2, 32)
-    with jax.enable_x64(True):
-        exact = np.asarray(
-            reference.attention(*(jnp.asarray(x, jnp.float64) for x in (q, k, v)))
-        )
+    # By NumPy: XLA has no float64 product on a GPU where it tunes none.
+    q64, k64, v64 = (np.asarray(x, np.float64) for x in (q, k, v))
+    scores = np.einsum("bthd,bshd->bhts", q64, k64) / np.sqrt(q64.shape[-1])
+    visible = np.tril(np.ones(scores.shape[-2:], bool))
+    weights = np.exp(np.where(visible, scores, -np.inf) - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    exact = np.einsum("bhts,bshd->bthd", weights, v64)
     ours = np.asarray(bfc[0].attention(q, k, v))
     assert np.abs(ours - exact).max() < 1e-5 * np.abs(exact).max()
 
@@ -262,7 +265,7 @@ def test_the_quick_benchmark_prints_its_tables(tmp_path: Path) -> None:
         # This process holds most of the GPU's memory.
         env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
         cwd=EXAMPLE,
-        timeout=400,
+        timeout=270,
     )
     assert plot.read_bytes().startswith(b"\x89PNG")
     for label in (*CudaKernels.sources.values(), "plain JAX"):

@@ -2,6 +2,8 @@
 
 Each program runs in a process of its own, since XLA reads its flags when it starts.
 Every kernel writes its scratch and looks later whether it is still what it wrote.
+What is counted here is counted on the host: a sum that lies in memory of the device
+may itself be written over by the fault that it is to count.
 """
 
 import pathlib
@@ -19,28 +21,34 @@ CHURN = """
     chained = [(10 + i, n) for i, n in enumerate(sizes)]
     branched = [(20 + i, n + 4096) for i, n in enumerate(sizes)]
     programs = [chain(chained, target=TARGET), branches(branched, target=TARGET)]
-    fill = jax.jit(lambda value, n: jnp.full(n, value, jnp.uint32), static_argnums=1)
-    spoilt_words = jax.jit(lambda array, value: jnp.sum(array != value))
-    tally = jax.jit(lambda total, result, step: total + jnp.stack(
-        [result[1], (result[0] != step).astype(jnp.uint32)]))
 
-    total = jnp.zeros(2, jnp.uint32)
-    runs = verified = 0
-    live, spoilt = [], []
+    runs = wrong = other_step = verified = corrupted = 0
+    live, pending = [], []
+    def collect():
+        global wrong, other_step
+        for result, step in pending:
+            got_step, got_wrong = np.asarray(result).tolist()
+            wrong += got_wrong != 0
+            other_step += got_step != step
+        pending.clear()
     def step_of(operand, step):
-        global total, runs
-        for program in programs:
-            total = tally(total, program(operand), np.uint32(step))
-            runs += 1
+        global pending, runs
+        results = [(program(operand), step) for program in programs]
+        runs += len(results)
+        # Those of the step before, so that this one runs meanwhile.
+        collect()
+        pending = results
     def look_at(arrays):
-        global verified
-        spoilt.extend(spoilt_words(array, value) for array, value in arrays)
-        verified += sum(array.size for array, _ in arrays)
+        global corrupted, verified
+        for array, value in arrays:
+            corrupted += int(np.count_nonzero(np.asarray(array) != value))
+            verified += array.size
     states = [state(k) for k in range(3)]
     for round in range(24):
         for n in 2 * sizes:
             value = np.uint32(len(live) + 1000 * round)
-            live.append((fill(value, n // 4), value))
+            filled = np.full(n // 4, value, np.uint32)
+            live.append((jax.device_put(filled, device), value))
         for _ in range(50):
             step_of(states[round % 3], round % 3)
         look_at(live[::2])
@@ -50,12 +58,12 @@ CHURN = """
     for _ in range(3):
         for operand in moving:
             step_of(operand, 7)
+    collect()
     look_at(live)
-    wrong, other_step = np.asarray(total).tolist()
     eager, captured = kernels.GraphCalls(0), kernels.GraphCalls(1)
     print(json.dumps({
         "wrong": wrong, "other_step": other_step,
-        "corrupted": sum(int(n) for n in spoilt), "verified": verified,
+        "corrupted": corrupted, "verified": verified,
         "runs": runs, "eager": eager, "captured": captured, "steady": steady,
         "replays": (runs * len(sizes) - eager - captured) / len(sizes),
         "addresses": [kernels.GraphAddresses(s) for s, _ in chained + branched],
@@ -88,7 +96,7 @@ def test_scratch_of_xla_is_overwritten_by_replays(build: pathlib.Path) -> None:
     """
     it = run(textwrap.dedent(target) + textwrap.dedent(CHURN), build)
     assert it["captured"] > 0, it
-    assert it["corrupted"] > 0, (
+    assert 0 < it["corrupted"] <= it["verified"], (
         f"jax {jax.__version__} does it no longer: XLA's own ScratchAllocator in CUDA "
         f"graphs spoilt no array here: {it}"
     )
@@ -132,7 +140,9 @@ MEMORY = """
     # another 32 MiB but its own.
     jax_bfc.configure(limit_bytes=80 * MIB, growth_factor=1.0,
                       max_growth_bytes=2 * MIB)
-    slow = chain([(500, 32 * MIB)], pause_us=700_000)
+    check_that("a gate", kernels.HoldClose())
+    kernels.HoldOpen(0)
+    slow = chain([(500, 32 * MIB)], pause_us=None)
     s = state(9)
     before = kernels.GraphCalls(1)
     for _ in range(3):
@@ -143,11 +153,13 @@ MEMORY = """
     check("while it lives, RESOURCE_EXHAUSTED", kernels.GraphSpoil(32 * MIB), 8)
     captured = kernels.GraphCalls(1)
     check_that("captured", captured > before)
+    kernels.HoldClose()
     last = slow(s)
     running = not last.is_ready()
     del slow
     drop_programs()
     dropped_while_running = not last.is_ready()
+    kernels.HoldOpen(500)
     refused = 0
     end = time.monotonic() + 10
     while (status := kernels.GraphSpoil(32 * MIB)) == 8 and time.monotonic() < end:

@@ -1,4 +1,8 @@
-"""CUDA handlers with scratch: results, statistics, limits, mistakes."""
+"""CUDA handlers with scratch: results, statistics, limits, mistakes.
+
+Operands and what results are compared with are kept on the host, where no fault of
+the device's memory can change both alike.
+"""
 
 import concurrent.futures
 import itertools
@@ -17,7 +21,7 @@ MIB = 1 << 20
 
 
 def test_results_are_right_under_jit_and_vmap(pool: Any) -> None:
-    x = jnp.arange(1 << 20, dtype=jnp.float32)
+    x = np.arange(1 << 20, dtype=np.float32)
     for pause in (0, 200_000):
         call = jax.jit(lambda x, pause=pause: double(double(x, pause_ns=pause)))
         np.testing.assert_array_equal(call(x), 4 * x)
@@ -40,7 +44,7 @@ def test_statistics_name_the_kernel_and_have_the_keys_of_jax(pool: Any) -> None:
 
 
 def test_a_handler_of_plain_jax_gets_scratch_too(pool: Any) -> None:
-    x = jnp.ones(1000, jnp.float32)
+    x = np.ones(1000, np.float32)
     np.testing.assert_array_equal(double(x, target="gpu.Plain"), 2 * x)
     assert jax_bfc.kernel_stats(pool)["(unregistered)"].calls == 1
 
@@ -83,7 +87,7 @@ def test_past_the_limit_the_report_says_who_and_the_pool_goes_on(pool: Any) -> N
 def test_both_sources_serve_and_give_back(pool: Any, source: str) -> None:
     jax_bfc.configure(source=source)
     assert jax_bfc.get_config(pool).source == source
-    x = jnp.arange(10 * MIB, dtype=jnp.float32)
+    x = np.arange(10 * MIB, dtype=np.float32)
     np.testing.assert_array_equal(double(x), 2 * x)
     mapped = jax_bfc.memory_stats(pool)["pool_bytes"]
     assert mapped >= 40 * MIB
@@ -115,24 +119,25 @@ def test_a_limit_below_what_is_in_use_is_refused(pool: Any) -> None:
 def test_the_limit_is_of_the_whole_card_and_a_shortfall_is_told(pool: Any) -> None:
     from jax_bfc import _core
 
-    free, total, _ = _core.cuda_memory(0)
+    _, total, _ = _core.cuda_memory(0)
     with pytest.warns(UserWarning, match="XLA_CLIENT_MEM_FRACTION"):
         jax_bfc.configure(memory_fraction=1.0)
     assert jax_bfc.get_config(pool).limit_bytes == total
-    # A pool is promised no more than there is.
-    assert jax_bfc.memory_stats(pool)["bytes_limit"] <= free + 256 * MIB
+    # What is free is asked for at each growth; the limit stays what was asked for.
+    assert jax_bfc.memory_stats(pool)["bytes_limit"] == total
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
         addresses(1, total - 256 * MIB)
     # The context goes on.
-    x = jnp.arange(1000, dtype=jnp.float32)
+    x = np.arange(1000, dtype=np.float32)
     np.testing.assert_array_equal(double(x), 2 * x)
 
 
 def test_scratch_in_many_threads_at_once(pool: Any) -> None:
     def work(seed: int) -> bool:
-        x = jax.random.normal(jax.random.key(seed), (100_000 + 1000 * seed,))
+        random = np.random.default_rng(seed)
+        x = random.standard_normal(100_000 + 1000 * seed).astype(np.float32)
         call = jax.jit(lambda x: double(double(x, pause_ns=50_000)))
-        return all(bool((call(x) == 4 * x).all()) for _ in range(20))
+        return all(np.array_equal(call(x), 4 * x) for _ in range(20))
 
     with concurrent.futures.ThreadPoolExecutor(16) as threads:
         assert all(threads.map(work, range(32)))

@@ -48,6 +48,17 @@ ffi::Error Double(cudaStream_t stream, jax_bfc::ScratchAllocator scratch,
   return Launched();
 }
 
+// The same on the host.
+ffi::Error DoubleCpu(jax_bfc::ScratchAllocator scratch, int64_t,
+                     ffi::Buffer<ffi::F32> x, ffi::ResultBuffer<ffi::F32> y) {
+  const size_t n = x.element_count();
+  std::optional<float*> data = scratch.Allocate<float>(n);
+  if (!data) return scratch.error();
+  for (size_t i = 0; i < n; ++i) (*data)[i] = 2.0f * x.typed_data()[i];
+  for (size_t i = 0; i < n; ++i) y->typed_data()[i] = (*data)[i];
+  return ffi::Error::Success();
+}
+
 // Allocates `size` bytes as often as `where` has elements; where[i] are the
 // addresses.
 ffi::Error Addresses(cudaStream_t stream, jax_bfc::ScratchAllocator scratch,
@@ -80,6 +91,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(kDouble, Double, BIND_DOUBLE);
 // The same for CUDA graphs.
 XLA_FFI_DEFINE_HANDLER_SYMBOL(kDoubleGraph, Double, BIND_DOUBLE,
                               {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER_SYMBOL(kDoubleCpu, DoubleCpu,
+                              ffi::Ffi::Bind()
+                                  .Ctx<jax_bfc::ScratchAllocator>()
+                                  .Attr<int64_t>("pause_ns")
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(kAddresses, Addresses,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::PlatformStream<cudaStream_t>>()

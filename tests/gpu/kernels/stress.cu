@@ -43,7 +43,8 @@ struct Shared {
   const jax_bfc_api* api;
   std::chrono::steady_clock::time_point end;
   size_t largest_bytes;
-  unsigned long long* wrong;  // on the device
+  int device;
+  unsigned long long* wrong;  // in host memory, which no pool hands out
   std::atomic<long long> blocks{0};
   std::atomic<long long> refused{0};
   std::atomic<int> failed{0};
@@ -63,10 +64,11 @@ void Traffic(Shared& shared, uint64_t seed) {
   const auto open = [&] {
     return cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) ==
                cudaSuccess &&
-           shared.api->open_stream(JAX_BFC_CUDA, 0, stream, "stress", 6,
-                                   &context) == JAX_BFC_OK;
+           shared.api->open_stream(JAX_BFC_CUDA, shared.device, stream,
+                                   "stress", 6, &context) == JAX_BFC_OK;
   };
-  if (cudaSetDevice(0) != cudaSuccess || !open()) return fail("start");
+  if (cudaSetDevice(shared.device) != cudaSuccess || !open())
+    return fail("start");
   std::vector<Block> live;
   const auto free_one = [&](size_t i) {
     const Block block = live[i];
@@ -118,35 +120,35 @@ void Traffic(Shared& shared, uint64_t seed) {
 
 }  // namespace
 
-// Runs for `seconds`. result: blocks verified, words wrong, requests refused.
+// Runs for `seconds` on a device. result: blocks verified, words wrong, requests refused.
 // 0 where nothing failed.
-extern "C" int Stress(double seconds, int threads, uint64_t seed,
+extern "C" int Stress(int device, double seconds, int threads, uint64_t seed,
                       size_t largest_bytes, long long result[3]) {
   auto* get_api = reinterpret_cast<jax_bfc_get_api_function*>(
       dlsym(RTLD_DEFAULT, JAX_BFC_GET_API_SYMBOL));
   Shared shared;
   shared.api = get_api == nullptr ? nullptr : get_api(1, 1);
   if (shared.api == nullptr) return 100;
+  shared.device = device;
   shared.largest_bytes = largest_bytes;
   shared.end = std::chrono::steady_clock::now() +
                std::chrono::microseconds(static_cast<int64_t>(seconds * 1e6));
-  if (cudaMalloc(&shared.wrong, sizeof(*shared.wrong)) != cudaSuccess ||
-      cudaMemset(shared.wrong, 0, sizeof(*shared.wrong)) != cudaSuccess) {
+  if (cudaSetDevice(device) != cudaSuccess ||
+      cudaHostAlloc(&shared.wrong, sizeof(*shared.wrong),
+                    cudaHostAllocMapped) != cudaSuccess) {
     return 101;
   }
+  *shared.wrong = 0;
   std::vector<std::thread> running;
   for (int i = 0; i < threads; ++i) {
     running.emplace_back(Traffic, std::ref(shared), seed + i);
   }
   for (std::thread& thread : running) thread.join();
-  unsigned long long wrong = 0;
-  if (cudaMemcpy(&wrong, shared.wrong, sizeof(wrong), cudaMemcpyDeviceToHost) !=
-      cudaSuccess) {
-    return 102;
-  }
-  cudaFree(shared.wrong);
+  // Every thread waited for its own streams; this one for all of them.
+  if (cudaDeviceSynchronize() != cudaSuccess) return 102;
   result[0] = shared.blocks;
-  result[1] = static_cast<long long>(wrong);
+  result[1] = static_cast<long long>(*shared.wrong);
+  cudaFreeHost(shared.wrong);
   result[2] = shared.refused;
   return shared.failed;
 }
