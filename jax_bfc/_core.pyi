@@ -8,9 +8,9 @@ MAX_ALIGNMENT: int = 2097152
 
 MAX_REQUEST: int = 140737488355328
 
-MAX_HOST_POOLS: int = 128
+MAX_HOST_POOLS: int = 2048
 
-MAX_POOLS: int = 192
+MAX_POOLS: int = 2112
 
 def host_total_bytes() -> int: ...
 

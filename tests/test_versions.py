@@ -246,8 +246,8 @@ def test_an_unknown_device_is_refused(api: Any) -> None:
     for kind, ordinal, status, text in (
         (2, 0, INVALID_ARGUMENT, "device kind 2; the valid ones are 0"),
         (CUDA, -1, INVALID_ARGUMENT, "CUDA device -1; the valid ones are 0 to 63"),
-        (HOST, -1, INVALID_ARGUMENT, "CPU device -1; the valid ones are 0 to 127"),
-        (HOST, 128, INVALID_ARGUMENT, "CPU device 128; the valid ones are 0 to"),
+        (HOST, -1, INVALID_ARGUMENT, "CPU device -1; the valid ones are 0 to 2047"),
+        (HOST, 2048, INVALID_ARGUMENT, "CPU device 2048; the valid ones are 0 to"),
     ):
         call = functools.partial(api.open, kind, ordinal, b"k", 1, context)
         refused(api, call, status, text)

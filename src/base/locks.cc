@@ -1,10 +1,10 @@
 #include "base/locks.h"
 
 #include <sched.h>
-#include <time.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <ctime>
 
 #ifdef JAX_BFC_CHECK_LOCKS
 #include <array>

@@ -69,7 +69,7 @@ inline void BeforeUnlock(LockRank) {}
 
 class JAX_BFC_ANNOTATE(capability("mutex")) Mutex {
  public:
-  explicit constexpr Mutex(LockRank rank) : rank_(rank) {}
+  explicit constexpr Mutex(LockRank rank) noexcept : rank_(rank) {}
   Mutex(const Mutex&) = delete;
   Mutex& operator=(const Mutex&) = delete;
 
@@ -96,7 +96,7 @@ class JAX_BFC_ANNOTATE(capability("mutex")) Mutex {
 // One atomic exchange to lock, a plain store to unlock.
 class JAX_BFC_ANNOTATE(capability("mutex")) ShortLock {
  public:
-  explicit constexpr ShortLock(LockRank rank) : rank_(rank) {}
+  explicit constexpr ShortLock(LockRank rank) noexcept : rank_(rank) {}
   ShortLock(const ShortLock&) = delete;
   ShortLock& operator=(const ShortLock&) = delete;
 

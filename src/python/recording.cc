@@ -13,6 +13,7 @@
 
 #include "pool/event_csv.h"
 #include "pool/registry.h"
+#include "python/bound.h"
 #include "python/gil.h"
 
 namespace nb = nanobind;
@@ -130,15 +131,19 @@ nb::list KernelNames() {
 }  // namespace
 
 void BindRecording(nb::module_& m) {
-  nb::class_<RunningRecording>(m, "RunningRecording",
-                               "A recording that runs, until it is stopped or "
-                               "nobody holds it.")
-      .def(nb::init<int, size_t>(), "file"_a, "kept_events"_a)
-      .def("is_of_a_parent", &RunningRecording::IsOfAParent)
-      .def("stop", &RunningRecording::Stop, "file"_a,
-           nb::sig("def stop(self, file: int) -> tuple[int, int, int, bytes] "
-                   "| None"),
-           "Ends it: counts, and the events as bytes, or as CSV to the file.");
+  if (!BoundAlready<RunningRecording>(m, "RunningRecording")) {
+    nb::class_<RunningRecording>(
+        m, "RunningRecording",
+        "A recording that runs, until it is stopped or "
+        "nobody holds it.")
+        .def(nb::init<int, size_t>(), "file"_a, "kept_events"_a)
+        .def("is_of_a_parent", &RunningRecording::IsOfAParent)
+        .def(
+            "stop", &RunningRecording::Stop, "file"_a,
+            nb::sig("def stop(self, file: int) -> tuple[int, int, int, bytes] "
+                    "| None"),
+            "Ends it: counts, and the events as bytes, or as CSV to the file.");
+  }
   m.def("write_events", &WriteCsv, "file"_a, "events"_a);
   m.def("kernel_names", &KernelNames,
         nb::sig("def kernel_names() -> list[tuple[str, str]]"));
