@@ -182,6 +182,47 @@ TEST(WhereEveryStreamHoldsMemoryANewOneIsServedWithoutOrder) {
   gpu.Finish();
 }
 
+TEST(AStreamThatLosesItsLaneWhileItsRequestGrowsIsServedWithoutOrder) {
+  Gpu gpu(8 * kMiB);
+  const cuda::Stream first = gpu.fake().CreateStream();
+  const uint32_t name = gpu.NameOf(first);
+  const cuda::Stream second = gpu.fake().CreateStream();
+  const Allocation held = gpu.GetIn(gpu.NameOf(second), 6 * kMiB);
+  gpu.before_reclaim = [&] {
+    gpu.before_reclaim = nullptr;
+    CHECK(Free(gpu.pool(), held));
+    for (uint32_t i = 0; i < 2 * kStreamLanes; ++i) {
+      CHECK(gpu.NameOf(gpu.fake().CreateStream()) != Pool::kNoStream);
+    }
+  };
+  const Allocation a = gpu.GetIn(name, 4 * kMiB);
+  CHECK_EQ(AllocationId::Unpack(a.id).slot, Pool::kNoStream);
+  CHECK(Free(gpu.pool(), a));
+  CheckCounted(gpu.pool());
+  gpu.Finish();
+}
+
+// Full but for what waiting takes, which is there before it is wanted.
+TEST(OnAFullCardTheDeviceCanStillBeWaitedFor) {
+  Gpu gpu(200 * kMiB);
+  const cuda::Stream stream = gpu.fake().CreateStream();
+  CHECK(Free(gpu.pool(), gpu.GetIn(gpu.NameOf(stream), 16 * kMiB)));
+  gpu.fake().Occupy(0, static_cast<int64_t>(gpu.fake().FreeBytes(0)));
+  CHECK(gpu.pool().Trim() >= 16 * kMiB);
+  gpu.Finish();
+}
+
+TEST(TheLimitIsWhatWasConfiguredWhateverTheCardHasLeft) {
+  Gpu gpu(200 * kMiB);
+  const cuda::Stream stream = gpu.fake().CreateStream();
+  gpu.fake().Occupy(0, static_cast<int64_t>(200 * kMiB));
+  CHECK(!gpu.TryGet(gpu.NameOf(stream), 100 * kMiB));
+  CHECK_EQ(gpu.pool().Stats().limit_bytes, 200 * kMiB);
+  gpu.fake().Occupy(0, -static_cast<int64_t>(200 * kMiB));
+  CHECK(Free(gpu.pool(), gpu.GetIn(gpu.NameOf(stream), 100 * kMiB)));
+  gpu.Finish();
+}
+
 TEST(GrowthUnderACaptureLeavesItWhole) {
   for (const bool virtual_memory : {true, false}) {
     Gpu gpu(64 * kMiB, {.virtual_memory = virtual_memory});

@@ -2,6 +2,7 @@
 #ifndef JAX_BFC_TESTS_CPP_FAKE_GPU_H_
 #define JAX_BFC_TESTS_CPP_FAKE_GPU_H_
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -37,7 +38,11 @@ class Gpu {
     config.preallocate = options.preallocate;
     budget_.set_limit_bytes(limit_bytes);
     pool_ = new Pool(
-        CudaPoolIndex(0), "cuda:0", config, &budget_, [this] { pool_->Trim(); },
+        CudaPoolIndex(0), "cuda:0", config, &budget_,
+        [this] {
+          if (before_reclaim) before_reclaim();
+          pool_->Trim();
+        },
         [this, virtual_memory = options.virtual_memory](
             const PoolConfig&) -> std::unique_ptr<MemorySource> {
           if (virtual_memory) {
@@ -57,6 +62,9 @@ class Gpu {
     CHECK(ResetPool(*pool_));
     fake_.CheckClean();
   }
+
+  // Called where a request did not fit, with no lock held.
+  std::function<void()> before_reclaim;
 
   FakeCuda& fake() { return fake_; }
   Pool& pool() { return *pool_; }
