@@ -206,9 +206,13 @@ TEST(AStreamThatLosesItsLaneWhileItsRequestGrowsIsServedWithoutOrder) {
 TEST(OnAFullCardTheDeviceCanStillBeWaitedFor) {
   Gpu gpu(200 * kMiB);
   const cuda::Stream stream = gpu.fake().CreateStream();
-  CHECK(Free(gpu.pool(), gpu.GetIn(gpu.NameOf(stream), 16 * kMiB)));
-  gpu.fake().Occupy(0, static_cast<int64_t>(gpu.fake().FreeBytes(0)));
-  CHECK(gpu.pool().Trim() >= 16 * kMiB);
+  for (int i = 0; i < 3; ++i) {
+    CHECK(Free(gpu.pool(), gpu.GetIn(gpu.NameOf(stream), 16 * kMiB)));
+    const auto rest = static_cast<int64_t>(gpu.fake().FreeBytes(0));
+    gpu.fake().Occupy(0, rest);
+    CHECK(gpu.pool().Trim() >= 16 * kMiB);
+    gpu.fake().Occupy(0, -rest);
+  }
   gpu.Finish();
 }
 
