@@ -304,7 +304,7 @@ def _from_environment() -> dict[str, Any]:
         if not variable.startswith("JAX_BFC_") or variable in known:
             continue
         if not variable.startswith(  # those of our own tests and benchmarks
-            ("JAX_BFC_TEST_", "JAX_BFC_STRESS_", "JAX_BFC_BENCHMARK_")
+            ("JAX_BFC_GPU_", "JAX_BFC_TEST_", "JAX_BFC_STRESS_", "JAX_BFC_BENCHMARK_")
         ):
             warnings.warn(
                 f"{variable} is set, but is no variable of jax_bfc; valid: "

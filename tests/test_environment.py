@@ -83,11 +83,11 @@ def test_an_empty_environment_variable_is_as_if_not_set() -> None:
 
 
 def test_a_misspelt_environment_variable_is_warned_about() -> None:
-    done = run_python(SHOW, env={"JAX_BFC_LIMIT": "1GiB", "JAX_BFC_TEST_SEED": "1"})
+    done = run_python(SHOW, env={"JAX_BFC_LIMIT": "1GiB", "JAX_BFC_GPU_OUT": "1"})
     assert done.stdout.strip() == "0.8 None False auto"
     text = "JAX_BFC_LIMIT is set, but is no variable of jax_bfc; valid: "
     assert text + "JAX_BFC_MEMORY_FRACTION, JAX_BFC_LIMIT_BYTES" in done.stderr
-    assert "JAX_BFC_TEST_SEED is set" not in done.stderr
+    assert "JAX_BFC_GPU_OUT is set" not in done.stderr
 
 
 def test_importing_and_configuring_start_no_backend() -> None:
