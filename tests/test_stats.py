@@ -181,7 +181,9 @@ def test_trim_takes_the_memory_out_of_the_process() -> None:
             memoryview(s)[:] = bytes(size)
         used = resident()
         given = jax_bfc.trim()
-        print(used - before >= 0.9 * size, given >= size, used - resident() >= size)
+        # The system counts pages in batches, and JAX's threads use some meanwhile.
+        back = used - resident()
+        print(used - before >= 0.9 * size, given >= size, back >= 0.9 * size)
     """
     assert output_of(code) == "True True True"
 
