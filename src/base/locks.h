@@ -1,4 +1,5 @@
-// Every lock of the library, in the order in which they may be taken.
+// Every lock of the library, but for those of the bindings to Python, in the
+// order in which they may be taken.
 //
 // A thread may take a lock only if its rank is above the ranks of all locks
 // that the thread holds. Trying for a lock without waiting for it (try_lock) is

@@ -6,7 +6,7 @@
 
 namespace jax_bfc {
 
-constinit std::mutex ffi_mutex;
+constinit Mutex ffi_mutex{LockRank::kTargets};
 
 namespace {
 
@@ -42,7 +42,7 @@ bool DestroyError(const XLA_FFI_Api* api, XLA_FFI_Error* error) {
 
 XLA_FFI_Error* RegisterCallSiteType(const XLA_FFI_Api* api,
                                     XLA_FFI_TypeId* type_id) {
-  const std::lock_guard lock(ffi_mutex);
+  const Guard lock(ffi_mutex);
   XLA_FFI_TypeId& registered = Types()[api];
   if (registered.type_id == 0) {
     constexpr char kName[] = "jax_bfc.CallSite";

@@ -4,8 +4,8 @@
 #define JAX_BFC_FFI_CALL_SITE_H_
 
 #include <cstdint>
-#include <mutex>
 
+#include "base/locks.h"
 #include "pool/kernel_table.h"
 #include "pool/pins.h"
 #include "xla/ffi/api/c_api.h"
@@ -13,7 +13,7 @@
 namespace jax_bfc {
 
 // Guards the tables of this layer; held across a fork.
-extern std::mutex ffi_mutex;
+extern Mutex ffi_mutex;
 
 // Shared by every device and every concurrent execution of its executable.
 // XLA runs its deleter on any thread, at exit too; it waits for nothing, and

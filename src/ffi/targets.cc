@@ -5,7 +5,6 @@
 #include <array>
 #include <atomic>
 #include <cstddef>
-#include <mutex>
 #include <utility>
 
 #include "ffi/call_site.h"
@@ -90,10 +89,11 @@ std::optional<Target> MakeTarget(std::string_view name,
                                  XLA_FFI_Handler* execute) {
   const KernelId kernel = InternKernel(name);
   static const int registered =
-      pthread_atfork([] { ffi_mutex.lock(); }, [] { ffi_mutex.unlock(); },
-                     [] { ffi_mutex.unlock(); });
+      pthread_atfork([]() JAX_BFC_UNCHECKED { ffi_mutex.lock(); },
+                     []() JAX_BFC_UNCHECKED { ffi_mutex.unlock(); },
+                     []() JAX_BFC_UNCHECKED { ffi_mutex.unlock(); });
   static_cast<void>(registered);
-  const std::lock_guard lock(ffi_mutex);
+  const Guard lock(ffi_mutex);
   for (int i = 0; i < entries_used; ++i) {
     if (entries[i].kernel == kernel && entries[i].execute == execute) {
       return kTargets[i];

@@ -7,6 +7,35 @@
 
 namespace jax_bfc {
 
+Pool::Locked::Locked(Pool* pool, std::defer_lock_t)
+    : pool_(pool), none_new_(pool->slots_mutex_, std::defer_lock) {
+  // All memory that it takes is taken before the first lock is.
+  lanes_.reserve(pool->lanes_.size());
+  slots_.reserve(kSlots);
+  locks_.reserve(kSlots);
+}
+
+Pool::Locked::Locked(Pool* pool) : Locked(pool, std::defer_lock) {
+  LockNewSlots();
+  LockLanes();
+  LockSlots();
+}
+
+void Pool::Locked::LockNewSlots() { none_new_.lock(); }
+
+void Pool::Locked::LockLanes() {
+  for (Lane& lane : pool_->lanes_) lanes_.emplace_back(lane.mutex);
+}
+
+void Pool::Locked::LockSlots() {
+  for (const std::atomic<Slot*>& slot_pointer : pool_->slots_) {
+    Slot* slot = slot_pointer.load(std::memory_order_acquire);
+    if (slot == nullptr) continue;
+    slots_.push_back(slot);
+    locks_.emplace_back(slot->lock);
+  }
+}
+
 Pool::Everything::Everything(Pool* pool)
     : pool_(pool),
       trim_lock_(pool->trim_mutex_, std::defer_lock),
