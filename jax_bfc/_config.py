@@ -263,8 +263,7 @@ def get_config(device: Any = None) -> Config:
     """What is in force for a device; ``None``: for the default one.
 
     Starts no backend: for ``None`` before one exists, ``limit_bytes`` is None
-    where it depends on the device. For a CUDA device it is what was configured;
-    what its pool got of it is ``memory_stats(device)["bytes_limit"]``.
+    where it depends on the device.
 
     Raises:
         TypeError: ``device`` is no ``jax.Device``.
