@@ -25,6 +25,7 @@
 #include "fake_cuda_log.h"
 #include "fake_cuda_memory.h"
 #include "fake_cuda_streams.h"
+#include "new_plan.h"
 #include "source/cuda_driver.h"
 
 namespace jax_bfc::testing {
@@ -137,6 +138,7 @@ class FakeCudaCalls {
   // What stands in the table for the function whose work `kBody` does.
   template <Function kFunction, auto kBody, typename... Parameters>
   static Result Call(Parameters... parameters) {
+    const NoneRefused none_refused;  // the driver keeps its own records
     FakeCudaCalls* const fake = current_;
     if (!fake) return kCudaDeinitialized;
     const std::lock_guard lock(fake->mutex_);

@@ -22,15 +22,9 @@
 #include <limits>
 #include <new>
 
-namespace jax_bfc::testing {
+#include "new_plan.h"
 
-// What operator new does on this thread: passes so many, then refuses so many.
-struct NewPlan {
-  uint64_t pass = std::numeric_limits<uint64_t>::max();
-  uint64_t refuse = 0;
-  uint64_t refused = 0;  // so far
-};
-inline thread_local NewPlan new_plan;
+namespace jax_bfc::testing {
 
 inline bool RefusesNew() noexcept {
   if (new_plan.pass > 0) {
