@@ -26,10 +26,12 @@ bool Take(Pool& pool, Pool::Request request, Allocation* made,
 void WarnOfLimits(Pool& pool, const std::unique_ptr<OomReport>& report) {
   if (report == nullptr) return pool.WarnIfBeyondLimit();
   // XLA's own error, which comes next, does not say why.
-  Warn(report->Text() +
-       " It was asked for while a CUDA graph was captured, after which XLA "
-       "cannot run this executable again: free memory of the device, then have "
-       "it compiled anew (jax.clear_caches()).");
+  Warn([&] {
+    return report->Text() +
+           " It was asked for while a CUDA graph was captured, after which XLA "
+           "cannot run this executable again: free memory of the device, then "
+           "have it compiled anew (jax.clear_caches()).";
+  });
 }
 
 }  // namespace
@@ -83,10 +85,12 @@ bool PinForLife(Pool& pool, const Pool::Request& request, Allocation* made,
   made->id = PinnedId(pool.index());
   static std::atomic<bool> said{false};
   if (!said.exchange(true)) {
-    Warn("jax_bfc: kernel '" + KernelName(request.kernel) +
-         "' was captured into a CUDA graph and is not registered by "
-         "jax_bfc.register_ffi_target: its scratch there is kept for the life "
-         "of the process, at each capture anew. This is said once.");
+    Warn([&] {
+      return "jax_bfc: kernel '" + KernelName(request.kernel) +
+             "' was captured into a CUDA graph and is not registered by "
+             "jax_bfc.register_ffi_target: its scratch there is kept for the "
+             "life of the process, at each capture anew. This is said once.";
+    });
   }
   return true;
 }

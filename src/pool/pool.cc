@@ -1,6 +1,7 @@
 #include "pool/pool.h"
 
 #include <algorithm>
+#include <exception>
 #include <utility>
 
 #include "core/size_class.h"
@@ -75,10 +76,13 @@ void Pool::WarnIfShort() {
     return;
   const size_t missing = short_bytes_.exchange(0);
   if (missing == 0) return;
-  Warn("jax_bfc: preallocate=True could not map " + WithCommas(missing) +
-       " bytes of the limit of " + device_ +
-       ": the system or the device has no more. Give a smaller limit_bytes or "
-       "memory_fraction in jax_bfc.configure(), or free memory elsewhere.");
+  Warn([&] {
+    return "jax_bfc: preallocate=True could not map " + WithCommas(missing) +
+           " bytes of the limit of " + device_ +
+           ": the system or the device has no more. Give a smaller limit_bytes "
+           "or memory_fraction in jax_bfc.configure(), or free memory "
+           "elsewhere.";
+  });
 }
 
 Slot* Pool::NewSlot(uint32_t index) {
@@ -177,7 +181,6 @@ bool Pool::AllocateFromArena(Slot& slot, uint32_t slot_index,
     again.stream = kNoStream;
     return Allocate(again, made, report);
   };
-  slot.Prepare(request.kernel);
   if (IsStale(request)) return without_order();
   Piece piece;
   if (const std::unique_lock lane_lock(lane.mutex, std::try_to_lock);
@@ -193,13 +196,13 @@ bool Pool::AllocateFromArena(Slot& slot, uint32_t slot_index,
   }
   if (piece.chunk != kNoChunk) {
     // As long as the piece is in use, the lane does not change hands.
-    bool room = true;
+    std::exception_ptr no_room;
     try {
-      slot.Prepare(request.kernel);  // somebody may have had what was there
-    } catch (...) {
-      room = false;
+      slot.Prepare(request.kernel);
+    } catch (const std::exception&) {
+      no_room = std::current_exception();
     }
-    if (room && !IsStale(request)) {
+    if (!no_room && !IsStale(request)) {
       Enter(slot, slot_index, piece, request, made);
       return true;
     }
@@ -207,7 +210,7 @@ bool Pool::AllocateFromArena(Slot& slot, uint32_t slot_index,
     Evicted back;
     back.chunks[back.count++] = piece.chunk;
     GiveBack(lane, back);
-    if (!room) throw std::bad_alloc();
+    if (no_room) std::rethrow_exception(no_room);
     lock.lock();
   }
   if (IsStale(request)) return without_order();

@@ -166,14 +166,16 @@ void Pool::WarnIfBeyondLimit() {
   size_t warned = warned_of_mapped_.load(std::memory_order_relaxed);
   if (mapped / 2 < warned) return;
   if (!warned_of_mapped_.compare_exchange_strong(warned, mapped)) return;
-  Warn(
-      "jax_bfc: " + device_ + " has " + WithCommas(mapped) +
-      " bytes of scratch mapped, beyond its limit of " + WithCommas(limit) +
-      ": CUDA graphs hold " +
-      WithCommas(static_cast<size_t>(pinned_.load(std::memory_order_relaxed))) +
-      ", and XLA cannot go on after a capture that fails. Raise limit_bytes or "
-      "memory_fraction in jax_bfc.configure(), or drop programs that are not "
-      "needed (jax.clear_caches()).");
+  Warn([&] {
+    return "jax_bfc: " + device_ + " has " + WithCommas(mapped) +
+           " bytes of scratch mapped, beyond its limit of " +
+           WithCommas(limit) + ": CUDA graphs hold " +
+           WithCommas(
+               static_cast<size_t>(pinned_.load(std::memory_order_relaxed))) +
+           ", and XLA cannot go on after a capture that fails. Raise "
+           "limit_bytes or memory_fraction in jax_bfc.configure(), or drop "
+           "programs that are not needed (jax.clear_caches()).";
+  });
 }
 
 void Pool::KeepReport(const OomReport& report) {

@@ -12,7 +12,7 @@ void SetWarnHook(WarnHook hook) {
   the_hook.store(hook, std::memory_order_release);
 }
 
-void Warn(const std::string& text) {
+void internal::WarnOf(const std::string& text) {
   if (const WarnHook hook = the_hook.load(std::memory_order_acquire)) {
     hook(text);
   } else {

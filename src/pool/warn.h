@@ -3,6 +3,7 @@
 #ifndef JAX_BFC_POOL_WARN_H_
 #define JAX_BFC_POOL_WARN_H_
 
+#include <new>
 #include <string>
 
 namespace jax_bfc {
@@ -13,8 +14,21 @@ using WarnHook = void (*)(const std::string& text);
 // Null for stderr. Thread-safe, without a lock.
 void SetWarnHook(WarnHook hook);
 
+namespace internal {
+void WarnOf(const std::string& text);
+}
+
+// Says the text that `make_text()` returns; where the host has no memory for
+// it, nothing. Throws nothing: its caller may hold what must not be lost.
 // REQUIRES: no lock of a pool is held.
-void Warn(const std::string& text);
+template <typename MakeText>
+void Warn(MakeText&& make_text) noexcept {
+  try {
+    internal::WarnOf(make_text());
+  } catch (const std::bad_alloc&) {
+    return;
+  }
+}
 
 }  // namespace jax_bfc
 
