@@ -9,6 +9,7 @@ from .conftest import run_python
 
 PROGRAM = """
 import collections, ctypes, functools, gc, json, os, sys, tempfile, threading, time
+import warnings
 import jax, jax.numpy as jnp, numpy as np
 import jax_bfc
 

@@ -106,7 +106,9 @@ def test_each_call_of_the_driver_may_fail_once(build: pathlib.Path) -> None:
         ("cuMemAlloc", "cuMemFree"),
     ):
         taken, given = (shim.ShimDone(name.encode()) for name in (takes, gives))
-        assert taken == given > 0, (takes, taken, given)
+        # What the next wait for the device takes is there beforehand.
+        kept = 1 if takes == "cuMemAlloc" else 0
+        assert taken == given + kept > kept, (takes, taken, given)
     print("done")
     """
     assert shimmed(code, build).endswith("done")

@@ -74,12 +74,17 @@ def test_streams_of_other_libraries_are_known(pool: Any) -> None:
 
 def test_a_stream_gets_its_own_memory_back_at_once(pool: Any, library: Any) -> None:
     stream = torch.cuda.Stream()
+    with jax_bfc.scratch(MIB, device=pool, stream=stream):
+        pass  # where other streams have all the lanes, a new one waits for one
     seen = set()
     with held(library, stream):
         for _ in range(10):
             with jax_bfc.scratch(MIB, device=pool, stream=stream) as s:
                 seen.add(s.ptr)
         assert not stream.query()  # nothing waited
+        with jax_bfc.scratch(32 * MIB, device=pool, stream=stream):
+            pass
+        assert not stream.query()  # nor for growth
     assert len(seen) == 1
 
 
