@@ -34,9 +34,9 @@ def test_the_limit_is_what_was_configured_once_the_card_is_free_again(
             del view
 
     jax_bfc.configure(limit_bytes=4 * GIB)
-    torch.zeros(1000, device="cuda").fill_(1)  # its context and this kernel
+    torch.zeros(1000, device="cuda:0").fill_(1)  # its context and this kernel
     free, _ = torch.cuda.mem_get_info(0)
-    hog = torch.empty(free - GIB // 2, dtype=torch.uint8, device="cuda")
+    hog = torch.empty(free - GIB // 2, dtype=torch.uint8, device="cuda:0")
     take(1 << 20)  # the pool's first growth
     for _ in range(2):
         try:
@@ -71,7 +71,7 @@ def test_a_limit_that_is_below_the_card_is_kept_though_others_hold_it(
 ) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch holds the card here")
     free, _ = torch.cuda.mem_get_info(0)
-    hog = torch.empty(free - (128 << 20), dtype=torch.uint8, device="cuda")
+    hog = torch.empty(free - (128 << 20), dtype=torch.uint8, device="cuda:0")
     with jax_bfc.scratch(1000, device=pool):
         assert jax_bfc.memory_stats(pool)["bytes_limit"] == 256 << 20
     del hog
