@@ -63,6 +63,11 @@ def fresh_pools() -> Iterator[None]:
     jax_bfc.configure(memory_fraction=0.8, preallocate=False, huge_pages="auto")
 
 
+def live() -> int:
+    """Allocations of the default device that are not yet freed."""
+    return jax_bfc.memory_stats()["num_live"]
+
+
 def run_python(
     code: str, *, env: dict[str, str] | None = None, timeout: float = 60
 ) -> subprocess.CompletedProcess[str]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pools import LIMIT, MIB, fresh_pools, unchanged
+from pools import LIMIT, MIB, fresh_pools, live, unchanged
 
 import jax_bfc
 from jax_bfc import _core
@@ -19,10 +19,6 @@ from jax_bfc import _core
 def pools() -> Iterator[None]:
     with fresh_pools():
         yield
-
-
-def live() -> int:
-    return jax_bfc.memory_stats()["num_live"]
 
 
 # ---------------------------------------------------------------------------

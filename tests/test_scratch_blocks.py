@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pools import fresh_pools, unchanged
+from pools import fresh_pools, live, unchanged
 
 import jax_bfc
 from jax_bfc import _core
@@ -18,10 +18,6 @@ from jax_bfc import _core
 def pools() -> Iterator[None]:
     with fresh_pools():
         yield
-
-
-def live() -> int:
-    return jax_bfc.memory_stats()["num_live"]
 
 
 def test_one_block_has_one_entry_at_a_time_in_a_thread() -> None:

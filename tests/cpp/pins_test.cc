@@ -247,60 +247,70 @@ TEST(TrimmingLeavesWhatGraphsHold) {
   gpu.Finish();
 }
 
-std::vector<std::string>& Warnings() {
-  static std::vector<std::string> warnings;
-  return warnings;
-}
+// A capture on a card of 8 MiB of limit, and the warnings that come of it.
+class WarnedCapture {
+ public:
+  WarnedCapture() : stream_(gpu.fake().CreateStream()) {
+    warnings().clear();
+    SetWarnHook([](const std::string& text) { warnings().push_back(text); });
+    gpu.fake().BeginCapture(stream_);
+  }
+  ~WarnedCapture() { SetWarnHook(nullptr); }
+
+  bool Get(Pins& pins, uint32_t index, size_t bytes) {
+    Allocation made;
+    report = nullptr;
+    return pins.Get(gpu.pool(), index, {TestKernel(), bytes, 1}, &made,
+                    &report);
+  }
+  bool End() { return gpu.fake().EndCapture(stream_).has_value(); }
+  static std::vector<std::string>& warnings() {
+    static std::vector<std::string> texts;
+    return texts;
+  }
+
+  Gpu gpu{8 * kMiB};
+  std::unique_ptr<OomReport> report;
+
+ private:
+  const cuda::Stream stream_;
+};
 
 TEST(PastTheLimitACaptureIsServedAndAWarningSaysSo) {
-  Gpu gpu(8 * kMiB);
-  Warnings().clear();
-  SetWarnHook([](const std::string& text) { Warnings().push_back(text); });
+  WarnedCapture capture;
+  Pool& pool = capture.gpu.pool();
   {
     Pins pins;
-    const cuda::Stream captured = gpu.fake().CreateStream();
-    gpu.fake().BeginCapture(captured);
-    Allocation made;
-    std::unique_ptr<OomReport> report;
-    CHECK(pins.Get(gpu.pool(), 0, {TestKernel(), 3 * kMiB, 1}, &made, &report));
-    CHECK_EQ(Warnings().size(), 0u);
-    CHECK(pins.Get(gpu.pool(), 1, {TestKernel(), 9 * kMiB, 1}, &made, &report));
-    CHECK(gpu.fake().EndCapture(captured).has_value());
-    CHECK_EQ(Warnings().size(), 1u);
-    CHECK(Warnings()[0].find("beyond its limit of 8,388,608: CUDA graphs hold "
-                             "12,582,912") != std::string::npos);
+    CHECK(capture.Get(pins, 0, 3 * kMiB));
+    CHECK_EQ(capture.warnings().size(), 0u);
+    CHECK(capture.Get(pins, 1, 9 * kMiB));
+    CHECK(capture.End());
+    CHECK_EQ(capture.warnings().size(), 1u);
+    CHECK(capture.warnings()[0].find(
+              "beyond its limit of 8,388,608: CUDA graphs hold 12,582,912") !=
+          std::string::npos);
     // Nobody else may have more than the limit.
-    CHECK(!gpu.pool().Allocate({TestKernel(), 3 * kMiB, 1}, &made, &report));
-    CHECK_EQ(gpu.pool().Stats().limit_bytes, 8 * kMiB);
+    GetRefused(pool, 3 * kMiB);
+    CHECK_EQ(pool.Stats().limit_bytes, 8 * kMiB);
   }
-  SetWarnHook(nullptr);
-  gpu.pool().Trim();
-  CHECK_EQ(gpu.pool().Stats().arena.mapped_bytes, 0u);
-  gpu.Finish();
+  pool.Trim();
+  CHECK_EQ(pool.Stats().arena.mapped_bytes, 0u);
+  capture.gpu.Finish();
 }
 
 TEST(ACaptureThatTheCardHasNoMemoryForSaysWhyAndStaysWhole) {
-  Gpu gpu(8 * kMiB);
-  Warnings().clear();
-  SetWarnHook([](const std::string& text) { Warnings().push_back(text); });
+  WarnedCapture capture;
   {
     Pins pins;
-    const cuda::Stream captured = gpu.fake().CreateStream();
-    gpu.fake().BeginCapture(captured);
-    Allocation made;
-    std::unique_ptr<OomReport> report;
-    CHECK(!pins.Get(gpu.pool(), 0, {TestKernel(), size_t{1} << 46, 1}, &made,
-                    &report));
-    CHECK(report != nullptr);
-    CHECK_EQ(Warnings().size(), 1u);
-    CHECK(Warnings()[0].find("while a CUDA graph was captured") !=
+    CHECK(!capture.Get(pins, 0, size_t{1} << 46));
+    CHECK(capture.report != nullptr);
+    CHECK_EQ(capture.warnings().size(), 1u);
+    CHECK(capture.warnings()[0].find("while a CUDA graph was captured") !=
           std::string::npos);
-    report = nullptr;
-    CHECK(pins.Get(gpu.pool(), 1, {TestKernel(), 3 * kMiB, 1}, &made, &report));
-    CHECK(gpu.fake().EndCapture(captured).has_value());
+    CHECK(capture.Get(pins, 1, 3 * kMiB));
+    CHECK(capture.End());
   }
-  SetWarnHook(nullptr);
-  gpu.Finish();
+  capture.gpu.Finish();
 }
 
 TEST(RandomCapturesReplaysAndDeathsNeverShareABlock) {
